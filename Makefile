@@ -1,0 +1,52 @@
+# Everything here needs nothing but Python 3.11 or later (with venv and pip) and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.stamp
+
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+export DO_NOT_TRACK = 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test quick demo lint types format wheel-check clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## a .venv with everything; does nothing when it is up to date
+	@echo '$(VENV) is ready; $(BIN)/xmerge --help says what it does.'
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo 'xmerge needs Python 3.11 or later: make setup PYTHON=/path/to/python3.11'; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
+		|| { echo 'No virtual environment could be made: install the venv module of $(PYTHON).'; exit 1; }
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[check,dev]'
+	@touch $@
+
+test: quick  ## all tests: the quick ones, then the slow ones
+	$(BIN)/python -m pytest -m slow
+
+quick: $(STAMP)  ## the quick tests only
+	$(BIN)/python -m pytest -m 'not slow' -n auto
+
+demo: $(STAMP)  ## merge two small models of different families, and resume a killed merge
+	$(BIN)/python -m deployments.demo
+
+lint: $(STAMP)  ## style of the code, and its format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)  ## the type checker
+	$(BIN)/mypy
+
+format: $(STAMP)  ## mend what lint can mend by itself
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+wheel-check: $(STAMP)  ## build the wheel, install it elsewhere, merge with it
+	$(BIN)/python .ci/wheel_check.py
+
+clean:  ## remove what the other targets made
+	rm -rf $(VENV) build dist demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
