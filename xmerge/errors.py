@@ -49,9 +49,7 @@ class XmergeError(Exception):
         return (_rebuild, (type(self), self.what, self.where, self.why, self.remedy))
 
 
-def _rebuild(
-    kind: type[XmergeError], what: str, where: str | None, why: str | None, remedy: str | None
-) -> XmergeError:
+def _rebuild(kind: type[XmergeError], what: str, where: str | None, why: str | None, remedy: str | None) -> XmergeError:
     return kind(what, where=where, why=why, remedy=remedy)
 
 

@@ -1,0 +1,275 @@
+"""Whose architecture the output has, and what every tensor of every model does.
+
+The choice never depends on an order that Python makes up: `architecture`, else `base_model`, else the first model named.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from xmerge.architecture.family import Family, TensorTemplate, find_family
+from xmerge.checkpoints import Checkpoint, StoredTensor
+from xmerge.config import MergeConfig, ModelReference, ModuleDefinition
+from xmerge.errors import CheckpointError, PlanError
+from xmerge.sources import Location, locate_model, read_model
+
+_LAYER_IN_NAME = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
+
+
+@dataclass(frozen=True, slots=True)
+class RolePart:
+    """One role's rows in a tensor of one model."""
+
+    role: str
+    axes: tuple[tuple[tuple[str, int], ...], ...]
+    """For each dimension its axes with their sizes: equal shapes with other heads are not equal here."""
+    first_row: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A tensor of one model, and what it does."""
+
+    name: str
+    role: str | None
+    """None: no family file says what it does; it is matched by name, or carried from the base."""
+    layer: int | None
+    """None: outside the layers."""
+    after_layers: bool
+    stored: StoredTensor
+    parts: tuple[RolePart, ...]
+    template: str
+    """The name with `{layer}` in place of the layer's number."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.stored.shape
+
+    @property
+    def dtype(self) -> str:
+        return self.stored.dtype
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A model of the configuration, with its family and what its tensors do."""
+
+    location: Location
+    checkpoint: Checkpoint
+    family: Family | None
+    axes: Mapping[str, int]
+    layers: int
+    tied: bool
+    tensors: tuple[TensorSpec, ...]
+
+    @property
+    def label(self) -> str:
+        return self.checkpoint.label
+
+    @property
+    def model_type(self) -> str:
+        return str(self.checkpoint.config.get("model_type", "unknown"))
+
+    @property
+    def kind(self) -> str:
+        """The family's name, or the model type where no family file exists."""
+        return self.family.family if self.family else self.model_type
+
+    @property
+    def quantization(self) -> str | None:
+        """The method its weights are packed by, None for plain weights."""
+        packed = self.checkpoint.config.get("quantization_config")
+        return str(packed.get("quant_method", "unknown")) if isinstance(packed, dict) else None
+
+    @cached_property
+    def by_role(self) -> Mapping[tuple[int | None, str], tuple[TensorSpec, RolePart]]:
+        """(layer, role) -> the tensor that holds it, and where."""
+        return {(spec.layer, part.role): (spec, part) for spec in self.tensors for part in spec.parts}
+
+    @cached_property
+    def by_template(self) -> Mapping[tuple[int | None, str], TensorSpec]:
+        """(layer, name with `{layer}`) -> tensor."""
+        return {(spec.layer, spec.template): spec for spec in self.tensors}
+
+    @cached_property
+    def by_layer(self) -> Mapping[int | None, tuple[TensorSpec, ...]]:
+        """layer -> its tensors, by name; None: those outside the layers."""
+        grouped: dict[int | None, list[TensorSpec]] = {}
+        for spec in self.tensors:
+            grouped.setdefault(spec.layer, []).append(spec)
+        return {layer: tuple(specs) for layer, specs in grouped.items()}
+
+
+@dataclass(frozen=True)
+class ResolvedArchitecture:
+    """All models of a configuration, in the order in which it names them, and which of them is the target."""
+
+    models: tuple[ResolvedModel, ...]
+    references: tuple[ModelReference, ...]
+    target_index: int
+
+    @property
+    def target(self) -> ResolvedModel:
+        """The model whose architecture, config.json, tokenizer and dtype the output has."""
+        return self.models[self.target_index]
+
+    def index_of(self, reference: ModelReference) -> int:
+        """The place of a model among `models`."""
+        return self.references.index(reference)
+
+
+def resolve(config: MergeConfig) -> ResolvedArchitecture:
+    """Find every model of a configuration and decide whose architecture the output has.
+
+    Raises:
+        CheckpointError: A model is missing, damaged, or contradicts itself.
+        PlanError: `architecture` names a model that the configuration does not use.
+    """
+    references = tuple(dict.fromkeys(list_references(config)))
+    target = _choose_target(config, references)
+    locations = _label_apart([locate_model(reference, config.source.folder) for reference in references])
+    models = tuple(
+        describe_model(location, reference.override_architecture)
+        for location, reference in zip(locations, references, strict=True)
+    )
+    return ResolvedArchitecture(models, references, references.index(target))
+
+
+def list_references(config: MergeConfig) -> Iterator[ModelReference]:
+    """The models of a configuration in a fixed order: the base, then as written."""
+    if config.base_model is not None:
+        yield config.base_model
+    parts: list[MergeConfig | ModuleDefinition] = [config, *config.modules.values()]
+    for part in parts:
+        yield from (each.model for each in part.models)
+        for piece in part.slices:
+            yield from (source.model for source in piece.sources)
+            if piece.base_model is not None:
+                yield piece.base_model
+
+
+def describe_model(location: Location, override: str | None = None) -> ResolvedModel:
+    """Read a model's config and headers, and say what each of its tensors does.
+
+    Raises:
+        CheckpointError: Something is missing, damaged, or config.json and headers contradict each other.
+    """
+    checkpoint = read_model(location)
+    family = find_family(checkpoint.config, override)
+    if family is None:
+        return _describe_unknown(location, checkpoint)
+    axes = family.read_axes(checkpoint.config, checkpoint.label)
+    tied = family.is_tied(checkpoint.config)
+    known = _expect_tensors(family, axes["layers"])
+    specs = [_specify(stored, known, axes, checkpoint.label) for stored in checkpoint.tensors.values()]
+    _check_layer_count(specs, axes["layers"], checkpoint.label)
+    _check_nothing_missing(known, checkpoint, tied=tied)
+    return ResolvedModel(location, checkpoint, family, axes, axes["layers"], tied, tuple(specs))
+
+
+def _choose_target(config: MergeConfig, references: tuple[ModelReference, ...]) -> ModelReference:
+    if config.architecture == "base":
+        return references[0]
+    if config.architecture not in references:
+        raise PlanError(
+            f"'architecture' names {config.architecture}, which is no model of this configuration.",
+            where=config.source.locate("architecture"),
+            remedy=f"name one of: {', '.join(str(each) for each in references)}.",
+        )
+    return config.architecture
+
+
+def _label_apart(locations: list[Location]) -> list[Location]:
+    """Number the labels of different models that would read alike."""
+    seen: dict[str, int] = {}
+    apart = []
+    for location in locations:
+        seen[location.label] = seen.get(location.label, 0) + 1
+        number = seen[location.label]
+        label = location.label if number == 1 else f"{location.label}#{number}"
+        apart.append(location.model_copy(update={"label": label}))
+    return apart
+
+
+Expected = dict[str, tuple[TensorTemplate, int | None, bool]]
+
+
+def _expect_tensors(family: Family, layers: int) -> Expected:
+    """Every name the family can have: name -> (template, layer, whether it comes after the layers)."""
+    known: Expected = {template.name: (template, None, False) for template in family.before}
+    for layer in range(layers):
+        known |= {template.name.format(layer=layer): (template, layer, False) for template in family.layer}
+    return known | {template.name: (template, None, True) for template in family.after}
+
+
+def _specify(stored: StoredTensor, known: Expected, axes: Mapping[str, int], label: str) -> TensorSpec:
+    if stored.name not in known:
+        return _specify_by_name(stored)
+    template, layer, after = known[stored.name]
+    if template.shape(axes) != stored.shape:
+        raise CheckpointError(
+            f"{label} contradicts itself: {stored.name} has shape {list(stored.shape)}, and its config.json asks for "
+            f"{list(template.shape(axes))}.",
+            remedy="fetch config.json and weights of one and the same revision.",
+        )
+    parts, row = [], 0
+    for part in template.parts:
+        sizes = tuple(tuple((axis, axes[axis]) for axis in dimension) for dimension in part.axes)
+        rows = part.sizes(axes)[0]
+        parts.append(RolePart(part.role, sizes, row, rows))
+        row += rows
+    return TensorSpec(stored.name, template.role, layer, after, stored, tuple(parts), template.name)
+
+
+def _specify_by_name(stored: StoredTensor) -> TensorSpec:
+    match = _LAYER_IN_NAME.search(stored.name)
+    if match is None:
+        return TensorSpec(stored.name, None, None, False, stored, (), stored.name)
+    template = f"{stored.name[: match.start(1)]}{{layer}}{stored.name[match.end(1) :]}"
+    return TensorSpec(stored.name, None, int(match[1]), False, stored, (), template)
+
+
+def _describe_unknown(location: Location, checkpoint: Checkpoint) -> ResolvedModel:
+    specs = tuple(_specify_by_name(stored) for stored in checkpoint.tensors.values())
+    told = [checkpoint.config.get(key) for key in ("num_hidden_layers", "n_layer", "num_layers")]
+    counted = 1 + max((spec.layer for spec in specs if spec.layer is not None), default=-1)
+    layers = next((number for number in told if type(number) is int and number > 0), counted)
+    tied = bool(checkpoint.config.get("tie_word_embeddings", False))
+    return ResolvedModel(location, checkpoint, None, {}, layers, tied, specs)
+
+
+def _check_layer_count(specs: list[TensorSpec], layers: int, label: str) -> None:
+    beyond = next((spec for spec in specs if spec.layer is not None and spec.layer >= layers), None)
+    if beyond is not None:
+        raise CheckpointError(
+            f"{label} contradicts itself: it holds {beyond.name}, and its config.json says {layers} layers.",
+            remedy="fetch config.json and weights of one and the same revision.",
+        )
+
+
+def _check_nothing_missing(known: Expected, checkpoint: Checkpoint, *, tied: bool) -> None:
+    missing = [
+        name
+        for name, (template, _, _) in known.items()
+        if name not in checkpoint.tensors and template.exists(checkpoint.config, tied=tied)
+    ]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise CheckpointError(
+            f"{checkpoint.label} lacks {', '.join(missing[:3])}{more}.",
+            why=f"its config.json describes a {checkpoint.config.get('model_type')} that has them.",
+            remedy="fetch the whole model again.",
+        )
+
+
+def config_dtype(config: Mapping[str, Any]) -> str | None:
+    """The dtype that a config.json claims, in either of transformers' spellings."""
+    for key in ("dtype", "torch_dtype"):
+        if isinstance(config.get(key), str):
+            return str(config[key]).removeprefix("torch.")
+    return None

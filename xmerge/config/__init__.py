@@ -1,0 +1,34 @@
+"""The configuration: what a person writes, read strictly."""
+
+from xmerge.config.loading import load_config, parse_config
+from xmerge.config.schema import (
+    InputModel,
+    LayerRange,
+    MergeConfig,
+    ModelPath,
+    ModelReference,
+    ModuleDefinition,
+    OutputSlice,
+    PublishTarget,
+    SliceSource,
+    TokenizerConfig,
+)
+from xmerge.config.settings import FilteredValue, Parameters, Setting
+
+__all__ = [
+    "FilteredValue",
+    "InputModel",
+    "LayerRange",
+    "MergeConfig",
+    "ModelPath",
+    "ModelReference",
+    "ModuleDefinition",
+    "OutputSlice",
+    "Parameters",
+    "PublishTarget",
+    "Setting",
+    "SliceSource",
+    "TokenizerConfig",
+    "load_config",
+    "parse_config",
+]

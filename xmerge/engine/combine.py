@@ -1,0 +1,200 @@
+"""Combining tensors in blocks: y = s*x_0 + sum_i c_i*(x_i - x_0), in float32, rounded once.
+
+In differences, so that equal inputs come back unchanged; one torch operation a step, so that no two of them are
+fused and the result does not depend on the machine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from xmerge.engine.reading import TORCH_DTYPES, BlockReader, OpenSources
+from xmerge.engine.results import TensorResult
+from xmerge.engine.shard import ShardWriter
+from xmerge.errors import CheckpointError, InvalidMergeError
+from xmerge.interrupt import check_stop
+from xmerge.methods import find_method
+from xmerge.methods.contract import Gram
+from xmerge.planning.plan import MergePlan, TensorPlan
+
+BLOCK_ELEMENTS = {"cpu": 2**17, "cuda": 2**24}
+DIGITS = 6
+
+
+class Combiner:
+    """Combines the tensors of one layer on one device, with buffers of one block."""
+
+    def __init__(self, plan: MergePlan, sources: OpenSources, device: torch.device, block: int | None = None) -> None:
+        self._plan = plan
+        self._block = block or BLOCK_ELEMENTS[device.type]
+        self._device = device
+        self._reader = BlockReader(sources, self._block, device)
+        self._buffers: dict[tuple[str, torch.dtype], torch.Tensor] = {}
+
+    def combine(self, tensor: TensorPlan, shard: ShardWriter) -> TensorResult:
+        """Write one merged tensor into its shard.
+
+        Raises:
+            CheckpointError: An input holds NaN or infinity.
+            InvalidMergeError: The output does, though no input did.
+        """
+        gram = self._gram(tensor) if tensor.coefficients is None else None
+        coefficients = tensor.coefficients
+        if coefficients is None:
+            assert gram is not None
+            self._check_gram(tensor, gram)
+            method = find_method(tensor.method)
+            coefficients = method.coefficients(Gram(gram), len(tensor.sources), dict(tensor.parameters))
+        measured = self._stream(tensor, coefficients, shard, measure=gram is None and tensor.base is not None)
+        products = measured if gram is None else _products_with_base(gram, coefficients, tensor.base)
+        cosine, ratio = _compare(products)
+        return TensorResult(
+            name=tensor.name,
+            coefficients=tuple(round_digits(c) for c in coefficients),
+            cosine=cosine,
+            norm_ratio=ratio,
+            donor_cosines=_donor_cosines(gram),
+        )
+
+    def _gram(self, tensor: TensorPlan) -> list[list[float]]:
+        """All inner products of the sources, accumulated in float64."""
+        n = len(tensor.sources)
+        gram = [[0.0] * n for _ in range(n)]
+        for start, count in self._blocks(tensor):
+            wide = [self._buffer(f"wide{i}", torch.float64)[:count] for i in range(n)]
+            for source, out in zip(tensor.sources, wide, strict=True):
+                self._reader.read(source, start, out)
+            for i in range(n):
+                for j in range(i, n):
+                    gram[i][j] += torch.dot(wide[i], wide[j]).item()
+        for i in range(n):
+            for j in range(i):
+                gram[i][j] = gram[j][i]
+        return gram
+
+    def _stream(
+        self, tensor: TensorPlan, coefficients: Sequence[float], shard: ShardWriter, *, measure: bool
+    ) -> tuple[float, float, float] | None:
+        """Combine block by block; with `measure`, the products <y,y>, <y,b>, <b,b>."""
+        yy = yb = bb = 0.0
+        total = math.fsum(coefficients)
+        for start, count in self._blocks(tensor):
+            inputs = [self._buffer(f"input{i}", torch.float32)[:count] for i in range(len(tensor.sources))]
+            for source, out in zip(tensor.sources, inputs, strict=True):
+                self._reader.read(source, start, out)
+            y = self._sum(inputs, coefficients, total, count)
+            self._write(tensor, start, y, shard)
+            if measure and tensor.base is not None:
+                base = inputs[tensor.base]
+                yy += torch.dot(y, y).item()
+                yb += torch.dot(y, base).item()
+                bb += torch.dot(base, base).item()
+        return (yy, yb, bb) if measure else None
+
+    def _sum(
+        self, inputs: Sequence[torch.Tensor], coefficients: Sequence[float], total: float, count: int
+    ) -> torch.Tensor:
+        y = self._buffer("sum", torch.float32)[:count]
+        if not inputs:
+            return y.zero_()
+        first = inputs[0]
+        y.copy_(first)
+        if abs(total - 1.0) > 1e-12:
+            y.mul_(total)
+        difference = self._buffer("difference", torch.float32)[:count]
+        for x, coefficient in zip(inputs[1:], coefficients[1:], strict=True):
+            torch.sub(x, first, out=difference)
+            difference.mul_(coefficient)
+            y.add_(difference)
+        return y
+
+    def _write(self, tensor: TensorPlan, start: int, y: torch.Tensor, shard: ShardWriter) -> None:
+        rounded = self._buffer("rounded", TORCH_DTYPES[tensor.dtype])[: y.numel()].copy_(y)
+        if not math.isfinite(rounded.sum(dtype=torch.float32).item()):
+            self._refuse_nonfinite(tensor, start, rounded)
+        shard.write(tensor.name, start * rounded.element_size(), _bytes_of(rounded))
+
+    def _refuse_nonfinite(self, tensor: TensorPlan, start: int, rounded: torch.Tensor) -> None:
+        """Find out who is to blame for a NaN or an infinity; a large sum of finite numbers is nobody's fault."""
+        bad = (~torch.isfinite(rounded)).nonzero()
+        if bad.numel() == 0:
+            return
+        at = start + int(bad[0])
+        for number, source in enumerate(tensor.sources):
+            block = self._buffer(f"input{number}", torch.float32)[: rounded.numel()]
+            self._reader.read(source, start, block)
+            if not torch.isfinite(block).all():
+                raise self._nonfinite_input(tensor, number, start + int((~torch.isfinite(block)).nonzero()[0]))
+        raise InvalidMergeError(
+            f"{tensor.name} overflows {tensor.dtype} at element {at}.",
+            why=f"{tensor.method} gives a number that {tensor.dtype} cannot hold.",
+            remedy="write a wider 'out_dtype', such as bfloat16 or float32, or use smaller weights.",
+        )
+
+    def _check_gram(self, tensor: TensorPlan, gram: Sequence[Sequence[float]]) -> None:
+        for number in range(len(tensor.sources)):
+            if not math.isfinite(gram[number][number]):
+                for start, count in self._blocks(tensor):
+                    block = self._buffer("input0", torch.float32)[:count]
+                    self._reader.read(tensor.sources[number], start, block)
+                    bad = (~torch.isfinite(block)).nonzero()
+                    if bad.numel():
+                        raise self._nonfinite_input(tensor, number, start + int(bad[0]))
+
+    def _nonfinite_input(self, tensor: TensorPlan, number: int, at: int) -> CheckpointError:
+        source = tensor.sources[number]
+        return CheckpointError(
+            f"{self._plan.models[source.model].label} holds NaN or infinity in {source.segments[0].tensor}, at element {at}.",
+            where=f"for {tensor.name} of the output",
+            remedy="repair the model, or leave the tensor out with a filter.",
+        )
+
+    def _blocks(self, tensor: TensorPlan) -> Iterator[tuple[int, int]]:
+        for start in range(0, tensor.elements, self._block):
+            check_stop()
+            yield start, min(self._block, tensor.elements - start)
+
+    def _buffer(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        key = (name, dtype)
+        if key not in self._buffers:
+            self._buffers[key] = torch.empty(self._block, dtype=dtype, device=self._device)
+        return self._buffers[key]
+
+
+def round_digits(value: float) -> float:
+    """A measured value to the digits that every machine agrees on."""
+    return float(f"{value:.{DIGITS}g}")
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    return tensor.cpu().view(torch.uint8).numpy().data
+
+
+def _products_with_base(
+    gram: Sequence[Sequence[float]], coefficients: Sequence[float], base: int | None
+) -> tuple[float, float, float] | None:
+    if base is None:
+        return None
+    n = range(len(coefficients))
+    yy = math.fsum(coefficients[i] * coefficients[j] * gram[i][j] for i in n for j in n)
+    yb = math.fsum(coefficients[i] * gram[i][base] for i in n)
+    return yy, yb, gram[base][base]
+
+
+def _compare(products: tuple[float, float, float] | None) -> tuple[float | None, float | None]:
+    """Cosine and norm ratio to the base; None where one of the two has no direction."""
+    if products is None:
+        return None, None
+    yy, yb, bb = products
+    if yy <= 0.0 or bb <= 0.0:
+        return None, None
+    return round_digits(max(-1.0, min(1.0, yb / math.sqrt(yy * bb)))), round_digits(math.sqrt(yy / bb))
+
+
+def _donor_cosines(gram: Sequence[Sequence[float]] | None) -> tuple[float, ...]:
+    if gram is None or any(gram[i][i] <= 0.0 for i in range(len(gram))):
+        return ()
+    return tuple(round_digits(gram[0][i] / math.sqrt(gram[0][0] * gram[i][i])) for i in range(1, len(gram)))

@@ -1,0 +1,47 @@
+"""What merging a layer has given: values only."""
+
+from __future__ import annotations
+
+from xmerge.values import Value
+
+
+class SourceStamp(Value):
+    """A file as it was when it was read: what a digest of its header cannot see."""
+
+    pin: str
+    file: str
+    size: int
+    modified_ns: int
+    inode: int
+
+
+class TensorResult(Value):
+    """What a tensor of the output has become."""
+
+    name: str
+    nonfinite: int = 0
+    """How many of its numbers are NaN or infinite."""
+    coefficients: tuple[float, ...] = ()
+    """What each source was multiplied by; none for copied bytes."""
+    cosine: float | None = None
+    """Cosine to the base's tensor, None where the base was not read."""
+    norm_ratio: float | None = None
+    """Norm over the base's norm."""
+    donor_cosines: tuple[float, ...] = ()
+    """Cosine of each other source to the first, where the method looked at them."""
+
+
+class LayerResult(Value):
+    """A layer in the store."""
+
+    label: str
+    fingerprint: str
+    bytes: int
+    sha256: str
+    tensors: tuple[TensorResult, ...]
+    stamps: tuple[SourceStamp, ...]
+    """The files it was made from."""
+    device: str
+    seconds: float
+    reused: bool = False
+    """Whether an earlier run had made it."""

@@ -1,0 +1,75 @@
+"""Reading a shard from end to end: its SHA-256, and where numbers are NaN or infinite."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Sequence
+
+import torch
+
+from xmerge.checkpoints.headers import HeaderEntry
+from xmerge.engine.reading import TORCH_DTYPES
+from xmerge.errors import StorageError
+from xmerge.interrupt import check_stop
+
+SCAN_BYTES = 2**20
+
+
+def scan_shard(
+    descriptor: int, header_bytes: int, entries: Sequence[HeaderEntry]
+) -> tuple[str, dict[str, tuple[int, int]]]:
+    """The SHA-256 of an open shard, and for each tensor with NaN or infinity how many and the first one's place.
+
+    Args:
+        descriptor: The open file.
+        header_bytes: Where its data starts.
+        entries: Its tensors, in the order of their data.
+    """
+    buffer = torch.empty(SCAN_BYTES, dtype=torch.uint8)
+    view = buffer.numpy().data
+    digest = hashlib.sha256()
+    for start in range(0, header_bytes, SCAN_BYTES):
+        part = view[: min(SCAN_BYTES, header_bytes - start)]
+        read_fully(descriptor, part, start)
+        digest.update(part)
+    found: dict[str, tuple[int, int]] = {}
+    for entry in entries:
+        for start in range(entry.begin, entry.end, SCAN_BYTES):
+            check_stop()
+            count = min(SCAN_BYTES, entry.end - start)
+            read_fully(descriptor, view[:count], header_bytes + start)
+            digest.update(view[:count])
+            if entry.dtype in TORCH_DTYPES:
+                values = buffer[:count].view(TORCH_DTYPES[entry.dtype])
+                _note_nonfinite(found, entry.name, values, (start - entry.begin) // values.element_size())
+    return digest.hexdigest(), found
+
+
+def read_fully(descriptor: int, view: memoryview, place: int) -> None:
+    """Fill `view` from a place in a file.
+
+    Raises:
+        StorageError: The file cannot be read, or ends too early.
+    """
+    done = 0
+    while done < len(view):
+        try:
+            count = os.preadv(descriptor, [view[done:]], place + done)
+        except OSError as error:
+            raise StorageError(f"a shard cannot be read back: {error.strerror}.") from error
+        if count == 0:
+            raise StorageError("a shard is shorter than its header says.")
+        done += count
+
+
+def _note_nonfinite(found: dict[str, tuple[int, int]], name: str, values: torch.Tensor, offset: int) -> None:
+    # A sum tells cheaply that all are finite; only a sum that is not makes a closer look worth its price.
+    wide = torch.float64 if values.dtype == torch.float64 else torch.float32
+    if math.isfinite(values.sum(dtype=wide).item()):
+        return
+    bad = (~torch.isfinite(values)).nonzero()
+    if bad.numel():
+        count, first = found.get(name, (0, offset + int(bad[0])))
+        found[name] = (count + bad.numel(), first)

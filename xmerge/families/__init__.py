@@ -1,0 +1,1 @@
+"""Family files: data, one YAML for each family."""

@@ -1,0 +1,117 @@
+"""A whole merge as a plain loop: what the Prefect flow does, without Prefect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+
+from xmerge.architecture import resolve
+from xmerge.config import MergeConfig
+from xmerge.engine import LayerResult, merge_layer
+from xmerge.interrupt import clear_stop, request_stop
+from xmerge.output import Publication, assemble, publish, upload
+from xmerge.planning import MergePlan, map_slices
+from xmerge.progress import Reporter, Silence
+from xmerge.sources import fetch_model
+from xmerge.store import Store
+from xmerge.validation import ValidationReport, validate
+from xmerge.values import Value
+from xmerge.work import open_work_folder
+
+
+class MergeOutcome(Value):
+    """What a merge has come to."""
+
+    plan_fingerprint: str
+    publication: Publication
+    report: ValidationReport | None
+    """None: the output was there already, and nothing was done."""
+    layers: int
+    reused: int
+    """Layers that an earlier run had made."""
+
+
+def merge(
+    config: MergeConfig,
+    out: Path,
+    *,
+    device: str = "auto",
+    workers: int = 2,
+    store: Path | None = None,
+    reporter: Reporter | None = None,
+) -> MergeOutcome:
+    """Merge models into a checkpoint that appears at `out`, whole or not at all.
+
+    Args:
+        config: What to merge.
+        out: A folder that does not exist, is empty, or is an earlier output of the same configuration.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        workers: Layers under way at once; the bytes do not depend on it.
+        store: A store of finished layers to keep and share.
+        reporter: Told how far the merge has come.
+
+    Raises:
+        XmergeError: One of its kinds; nothing has appeared at `out`.
+    """
+    tell = reporter or Silence()
+    clear_stop()
+    tell.stage("resolve_architecture")
+    architecture = resolve(config)
+    tell.stage("map_slices")
+    plan = map_slices(config, architecture)
+    tell.plan_ready(plan)
+    with open_work_folder(out, plan, store) as work:
+        if work.finished:
+            return MergeOutcome(
+                plan_fingerprint=plan.fingerprint,
+                publication=upload(work.out, config, plan),
+                report=None,
+                layers=len(plan.layers),
+                reused=len(plan.layers),
+            )
+        tell.stage("download_model")
+        folders = [fetch_model(plan, index) for index in range(len(plan.models))]
+        tell.stage("merge_layer")
+        results = merge_layers(plan, folders, work.store, device, workers, tell)
+        tell.stage("validate_merge")
+        staged = assemble(plan, config, results, work)
+        report = validate(staged, plan, results)
+        report.raise_if_invalid()
+        tell.stage("publish_merge")
+        publication = publish(staged, config, plan, work)
+    return MergeOutcome(
+        plan_fingerprint=plan.fingerprint,
+        publication=publication,
+        report=report,
+        layers=len(results),
+        reused=sum(result.reused for result in results),
+    )
+
+
+def merge_layers(
+    plan: MergePlan, folders: Sequence[Path], store: Store, device: str, workers: int, tell: Reporter
+) -> list[LayerResult]:
+    """Make every layer, the largest first, several at once; the results are in the plan's order."""
+    order = sorted(range(len(plan.layers)), key=lambda index: (-plan.layers[index].bytes_written, index))
+    done = 0
+    with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="layer") as pool:
+        futures = {index: pool.submit(merge_layer, plan, index, folders, store, device) for index in order}
+        try:
+            pending = set(futures.values())
+            while pending:
+                finished, pending = wait(pending, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    done += 1
+                    tell.layer_done(future.result(), done, len(futures))
+        except BaseException:
+            _stop(futures.values())
+            raise
+    return [futures[index].result() for index in range(len(plan.layers))]
+
+
+def _stop(futures: Iterable[Future[LayerResult]]) -> None:
+    """Let layers under way end at their next block, so that an error or a signal is answered at once."""
+    for future in futures:
+        future.cancel()
+    request_stop()

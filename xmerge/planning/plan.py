@@ -1,0 +1,227 @@
+"""The plan: everything decided and nothing done; data only."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from xmerge.checkpoints.headers import DTYPE_BITS, build_header, size_of
+from xmerge.values import Value, fingerprint_json
+
+ENGINE_VERSION = 1
+"""Raised whenever the same plan would give other bytes; part of every fingerprint."""
+
+Decision = Literal["merge", "cast", "copy", "keep"]
+"""`merge`: combined from several tensors or scaled. `cast`: one tensor in another dtype.
+`copy`: a donor's bytes. `keep`: the base's bytes."""
+
+
+class Segment(Value):
+    """Consecutive elements of a stored tensor."""
+
+    tensor: str
+    file: str
+    dtype: str
+    offset: int
+    """Bytes from the start of the file."""
+    elements: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes it takes in the file."""
+        return self.elements * DTYPE_BITS[self.dtype] // 8
+
+
+class Source(Value):
+    """What one model gives to an output tensor."""
+
+    model: int
+    """Index among the plan's models."""
+    pin: str
+    """The model's commit, or the digest of its shards' headers."""
+    segments: tuple[Segment, ...]
+    """Read one after another, they fill the output's shape."""
+    shift: float = 0.0
+    """Added to every number as it is read: brings a norm's weight to the base's convention."""
+    steps: tuple[str, ...] = ()
+    """The conversions, in words."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes one reading of it takes."""
+        return sum(segment.nbytes for segment in self.segments)
+
+
+class TensorPlan(Value):
+    """One tensor of the output: what it is made of, and how."""
+
+    name: str
+    role: str | None
+    component: str
+    """What it is listed under for people: its role, or its name without the layer's number."""
+    shape: tuple[int, ...]
+    dtype: str
+    decision: Decision
+    reason: str
+    """Why it was decided so, in words."""
+    method: str
+    method_version: int
+    parameters: tuple[tuple[str, float | tuple[float, ...]], ...]
+    """What the method is called with; for several inputs one number each."""
+    sources: tuple[Source, ...]
+    """What is read: the inputs whose coefficient is not known to be 0, the base first where the method has one."""
+    coefficients: tuple[float, ...] | None
+    """One for each source; None: the method must see the weights first, which takes a second reading."""
+    base: int | None = None
+    """Which source is the base, if it is read."""
+    dropped: tuple[str, ...] = ()
+    """Donors that take no part, each with its reason."""
+
+    @property
+    def elements(self) -> int:
+        """How many numbers it holds."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes it takes in the output."""
+        return size_of(self.dtype, self.shape)
+
+    @property
+    def is_copied(self) -> bool:
+        """Whether its bytes pass through untouched."""
+        return self.decision in ("copy", "keep")
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes that arithmetic needs; 0 for a copy."""
+        if self.is_copied:
+            return 0
+        return sum(source.nbytes for source in self.sources) * (2 if self.coefficients is None else 1)
+
+
+_WORDS: Any = {
+    "label": True,
+    "index": True,
+    "tensors": {
+        "__all__": {
+            **dict.fromkeys(("role", "component", "reason", "dropped"), True),
+            "sources": {"__all__": {"model", "steps"}},
+        }
+    },
+}
+"""What of a layer's plan decides no byte: wording, and a model's place among the others."""
+
+
+class LayerPlan(Value):
+    """The unit of work: the tensors before the layers, of one layer, or after the layers. It becomes one shard."""
+
+    label: str
+    index: int | None
+    """The output's layer; None outside the layers."""
+    tensors: tuple[TensorPlan, ...]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of what decides the shard's bytes; words and the models' places in the plan are no part of it."""
+        return fingerprint_json({"engine": ENGINE_VERSION, **self.model_dump(mode="json", exclude=_WORDS)})
+
+    @cached_property
+    def header(self) -> bytes:
+        """The first bytes of the shard."""
+        return build_header((tensor.name, tensor.dtype, tensor.shape) for tensor in self.tensors)[0]
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of tensor data in the shard."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    @property
+    def bytes_copied(self) -> int:
+        """Bytes that pass through untouched."""
+        return sum(tensor.nbytes for tensor in self.tensors if tensor.is_copied)
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes that arithmetic needs."""
+        return sum(tensor.bytes_read for tensor in self.tensors)
+
+
+class PlannedModel(Value):
+    """A model of the plan, and what of it is used."""
+
+    reference: str
+    label: str
+    folder: Path | None
+    repo: str | None
+    commit: str | None
+    pin: str
+    kind: str
+    """Its family, or its model type where no family file exists."""
+    layers: int
+    files: tuple[str, ...]
+    """The shards that the plan reads."""
+    bytes_used: int
+    """Bytes of tensors that the plan reads or copies."""
+    shards: tuple[tuple[str, int, str, int], ...]
+    """(file, size, digest of its header, time of its last change in ns or 0) of every shard it has."""
+    dropped: tuple[str, ...]
+    """Components that the target does not have: foreign tensors, not carried over."""
+
+
+class MergePlan(Value):
+    """A whole merge, decided."""
+
+    method: str
+    models: tuple[PlannedModel, ...]
+    """In the order of the configuration, the base first if it is named."""
+    target: int
+    """Which model gives architecture, config.json and tokenizer."""
+    layers: tuple[LayerPlan, ...]
+    layer_map: tuple[tuple[int | None, ...], ...]
+    """For each layer of the output, each model's layer that meets there (None: no part)."""
+    config_text: str
+    """The output's config.json."""
+    config_edits: tuple[str, ...]
+    side_files: tuple[str, ...]
+    """Tokenizer and other files that go along from the target."""
+    chat_template: str | None
+    warnings: tuple[str, ...]
+    config_fingerprint: str
+    """Of the configuration as it was read."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of what decides the output's bytes: no path and no wording is part of it."""
+        return fingerprint_json(
+            {
+                "layers": [layer.fingerprint for layer in self.layers],
+                "config": self.config_text,
+                "side_files": self.side_files,
+                "chat_template": self.chat_template,
+                "target": self.models[self.target].pin,
+            }
+        )
+
+    @property
+    def title(self) -> str:
+        """Method, base and donors, in a few words."""
+        base = self.models[self.target].label
+        donors = [model.label for index, model in enumerate(self.models) if index != self.target]
+        return f"{self.method} {' + '.join([base, *donors])}"
+
+    @property
+    def tensors(self) -> tuple[TensorPlan, ...]:
+        """Every tensor of the output, layer by layer."""
+        return tuple(tensor for layer in self.layers for tensor in layer.tensors)
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of tensor data in the output."""
+        return sum(layer.bytes_written for layer in self.layers)
+
+    def shard_name(self, layer: int) -> str:
+        """The file that the layer at a place in `layers` becomes."""
+        return f"model-{layer + 1:05d}-of-{len(self.layers):05d}.safetensors"

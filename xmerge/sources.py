@@ -1,0 +1,114 @@
+"""Find the models of a configuration: local folders and repositories on the Hub."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from xmerge import hub
+from xmerge.checkpoints import Checkpoint, Shard, read_checkpoint
+from xmerge.checkpoints.checkpoint import collect_tensors, list_shards, read_json_object
+from xmerge.checkpoints.headers import parse_header
+from xmerge.config import ModelReference
+from xmerge.errors import CheckpointError, PlanError
+from xmerge.values import Value
+
+if TYPE_CHECKING:
+    from xmerge.planning.plan import MergePlan
+
+
+class Location(Value):
+    """Where a model is."""
+
+    reference: str
+    """As the configuration names it."""
+    label: str
+    """As people read it: no absolute path."""
+    folder: Path | None = None
+    repo: str | None = None
+    commit: str | None = None
+
+
+def locate_model(reference: ModelReference, config_folder: Path | None = None) -> Location:
+    """Find a model: a folder here, a folder beside the configuration, or a repository pinned to a commit.
+
+    Raises:
+        CheckpointError: There is no such folder, and the name is none of a repository either.
+        PlanError: The reference asks for a LoRA adapter.
+    """
+    if reference.lora is not None:
+        raise PlanError(
+            f"the model {reference} has a LoRA adapter, which xmerge does not merge.",
+            remedy="merge the adapter first (peft: model.merge_and_unload()), save it, and name the folder.",
+        )
+    path, revision = reference.model.path, reference.model.revision
+    folder = _find_folder(path, config_folder)
+    if folder is not None:
+        if revision:
+            raise PlanError(
+                f"the model {reference} is a folder, and a folder has no revision '{revision}'.",
+                remedy="leave the revision out; write a path that contains '@' or '+' as a mapping: {path: ...}.",
+            )
+        label = path if not os.path.isabs(os.path.expanduser(path)) else folder.name
+        return Location(reference=str(reference), label=label, folder=folder)
+    if not hub.is_repo_id(path) or path.startswith((".", "/", "~")):
+        raise CheckpointError(
+            f"there is no model '{path}'.",
+            why="no such folder exists, and it is no name of a repository (org/name).",
+            remedy=f"paths are read from the current folder ({Path.cwd().name}/) and from the configuration's.",
+        )
+    return Location(reference=str(reference), label=path, repo=path, commit=hub.pin_revision(path, revision))
+
+
+def read_model(location: Location) -> Checkpoint:
+    """Everything about a model that its config.json and its shards' headers say; no weight is read or fetched.
+
+    Raises:
+        CheckpointError: The checkpoint is missing, damaged, or of a kind that cannot be merged.
+    """
+    if location.folder is not None:
+        return read_checkpoint(location.folder, location.label)
+    assert location.repo is not None and location.commit is not None
+    return _read_remote(location.repo, location.commit, location.label)
+
+
+def metadata_folder(location: Location) -> Path:
+    """A local folder with the model's config, tokenizer and side files."""
+    if location.folder is not None:
+        return location.folder
+    assert location.repo is not None and location.commit is not None
+    return hub.fetch_metadata(location.repo, location.commit)
+
+
+def fetch_model(plan: MergePlan, index: int) -> Path:
+    """A local folder with the shards of one model that the plan reads; a local model's own folder.
+
+    Raises:
+        HubError: The Hub refused or could not be reached.
+    """
+    model = plan.models[index]
+    if model.folder is not None:
+        return model.folder
+    assert model.repo is not None and model.commit is not None
+    return hub.fetch_shards(model.repo, model.commit, model.files)
+
+
+def _find_folder(path: str, config_folder: Path | None) -> Path | None:
+    places = [Path(path).expanduser()]
+    if config_folder is not None:
+        places.append(config_folder / path)
+    return next((place.resolve() for place in places if place.is_dir()), None)
+
+
+def _read_remote(repo: str, commit: str, label: str) -> Checkpoint:
+    folder = hub.fetch_metadata(repo, commit)
+    config = read_json_object(folder / "config.json", f"{label}/config.json")
+    sizes = hub.list_files(repo, commit)
+    names, index = list_shards(sorted(sizes), label, lambda name: folder / name)
+    shards, entries = [], {}
+    for name, header in hub.read_shard_headers(repo, commit, names).items():
+        entries[name] = (parse_header(header.header, header.size, f"{label}/{name}"), len(header.header))
+        shards.append(Shard(name, header.size, hashlib.sha256(header.header).hexdigest(), 0))
+    return Checkpoint(label, config, tuple(shards), collect_tensors(entries, index, label), commit)

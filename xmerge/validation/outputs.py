@@ -1,0 +1,81 @@
+"""Validating a merge before it is called done: against its plan, against its own config.json, and by loading it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from xmerge.architecture import describe_model
+from xmerge.errors import XmergeError
+from xmerge.planning.plan import MergePlan
+from xmerge.sources import Location
+from xmerge.validation.checks import (
+    check_dtype,
+    check_head,
+    check_layers,
+    check_tensors,
+    check_total_size,
+    check_vocabulary,
+)
+from xmerge.validation.findings import Finding, ValidationReport, join_reports
+from xmerge.validation.trial import try_loading
+
+if TYPE_CHECKING:
+    from xmerge.engine.results import LayerResult
+
+
+def validate(staged: Path, plan: MergePlan, results: Sequence[LayerResult]) -> ValidationReport:
+    """Whether an assembled output is exactly what was planned, and a whole model.
+
+    Digests are not taken again: every layer was hashed in this run, when it was made or when it was found in the store.
+
+    Args:
+        staged: The folder with the output.
+        plan: What it should be.
+        results: One for each layer of the plan, in its order.
+    """
+    try:
+        model = describe_model(Location(reference=str(staged), label="the output", folder=staged))
+    except XmergeError as error:
+        finding = Finding(code="damaged", text=str(error), remedy="run the merge again.")
+        return ValidationReport(findings=(finding,), facts=())
+    expected = {tensor.name: (tensor.shape, tensor.dtype) for tensor in plan.tensors}
+    layers = sum(layer.index is not None for layer in plan.layers)
+    target = plan.models[plan.target]
+    findings = (
+        *check_tensors(expected, model.checkpoint, f"{target.kind} ({target.label})"),
+        *check_layers(model, layers),
+        *check_head(model.checkpoint, tied=model.tied),
+        *check_vocabulary(model, staged),
+        *check_dtype(model.checkpoint),
+        *check_total_size(staged, model.checkpoint),
+        *_check_nonfinite(plan, results),
+    )
+    foreign = sum(finding.code == "foreign_tensor" for finding in findings)
+    tensors = model.checkpoint.tensors.values()
+    facts = (
+        ("tensors", f"{len(tensors)} of {len(expected)} expected"),
+        ("foreign tensors", str(foreign)),
+        ("layers", str(model.layers)),
+        ("parameters", f"{sum(tensor.elements for tensor in plan.tensors):,}"),
+        ("bytes", f"{sum(tensor.nbytes for tensor in tensors):,}"),
+    )
+    report = ValidationReport(findings=findings, facts=facts)
+    return join_reports([report, try_loading(staged)]) if report.ok else report
+
+
+def _check_nonfinite(plan: MergePlan, results: Sequence[LayerResult]) -> Iterator[Finding]:
+    for layer, result in zip(plan.layers, results, strict=True):
+        for tensor, outcome in zip(layer.tensors, result.tensors, strict=True):
+            if outcome.nonfinite:
+                label = plan.models[tensor.sources[0].model].label
+                yield Finding(
+                    code="nonfinite",
+                    text=f"{layer.label}: '{tensor.name}', taken from {label}, holds {outcome.nonfinite} NaN or infinity.",
+                    remedy=f"repair {label}.",
+                    tensor=tensor.name,
+                    layer=layer.index,
+                    # What no family knows may be a mask, where infinity is meant.
+                    severity="error" if tensor.role else "warning",
+                )
