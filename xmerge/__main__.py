@@ -1,0 +1,5 @@
+"""`python -m xmerge` is the command `xmerge`."""
+
+from xmerge.cli import main
+
+main()

@@ -1,0 +1,86 @@
+"""`xmerge families`, `xmerge methods` and `xmerge schema`: what there is to choose from."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from xmerge.errors import ConfigError, nearest
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print data instead of text.")
+def families(name: str | None, as_json: bool) -> None:
+    """List the model families that xmerge knows, or the tensors of one."""
+    from xmerge.architecture import list_families
+
+    known = {family.family: family for family in list_families()}
+    if name is not None and name not in known:
+        raise ConfigError(f"there is no family '{name}'; {nearest(name, known)}")
+    if as_json:
+        chosen = [known[name]] if name else list(known.values())
+        click.echo(json.dumps([family.model_dump(mode="json") for family in chosen], indent=1))
+    elif name is None:
+        width = max(map(len, known))
+        for family in known.values():
+            click.echo(f"{family.family:<{width}}  {', '.join(family.architectures)}")
+    else:
+        family = known[name]
+        click.echo(f"{family.family}: {', '.join(family.architectures)}; norms multiply by {family.norm_gain}")
+        for template in (*family.before, *family.layer, *family.after):
+            axes = " + ".join(", ".join("*".join(axis) for axis in part.axes) for part in template.parts)
+            condition = f"  if {template.when}" if template.when else ""
+            condition = f"  unless {template.when_not}" if template.when_not else condition
+            click.echo(f"  {template.role:<24} {template.name} [{axes}]{condition}")
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print data instead of text.")
+def methods(name: str | None, as_json: bool) -> None:
+    """List the merge methods, or explain one."""
+    from xmerge.methods import find_method, list_methods
+
+    chosen = [find_method(name)] if name else list(list_methods())
+    if as_json:
+        described = [
+            {
+                "name": method.name,
+                "text": method.text,
+                "base": method.base,
+                "parameters": [
+                    {
+                        "name": each.name,
+                        "per_model": each.per_model,
+                        "default": each.default,
+                        "range": str(each.range),
+                        "text": each.range.text,
+                    }
+                    for each in method.parameters
+                ],
+            }
+            for method in chosen
+        ]
+        click.echo(json.dumps(described, indent=1))
+    elif name is None:
+        width = max(len(method.name) for method in chosen)
+        for method in chosen:
+            click.echo(f"{method.name:<{width}}  {method.summary}")
+    else:
+        method = chosen[0]
+        click.echo(f"{method.name}: {method.text}\n\nParameters:")
+        for each in method.parameters:
+            kind = "true or false" if each.is_switch else str(each.range)
+            owner = "one for each model" if each.per_model else "one for all models"
+            default = "no default: tensors without a value keep the base's" if each.default is None else each.default
+            click.echo(f"  {each.name}: {each.range.text} ({kind}; {owner}; default: {default})")
+
+
+@click.command()
+def schema() -> None:
+    """Print the JSON schema of a configuration, for editors."""
+    from xmerge.config import MergeConfig
+
+    click.echo(json.dumps(MergeConfig.model_json_schema(), indent=2))

@@ -1,0 +1,92 @@
+"""`xmerge merge`: a configuration becomes a checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from xmerge.cli.orchestration import load_flow_command
+from xmerge.cli.plan import make_plan
+from xmerge.cli.progress import BarReporter, LineReporter, choose_reporter
+
+DEFAULT_WORKERS = max(1, min(os.cpu_count() or 1, 8))
+
+
+@click.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--workers", type=click.IntRange(min=1), default=DEFAULT_WORKERS, help="Layers under way at once.")
+@click.option("--store", type=click.Path(path_type=Path), help="Keep finished layers here, to share between merges.")
+@click.option("--seed", type=click.IntRange(min=0), help="Takes the place of the configuration's random_seed.")
+@click.option("--direct", is_flag=True, help="A plain loop, without Prefect.")
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome as one line of JSON.")
+@click.option("--quiet", is_flag=True, help="Say only what should not be missed.")
+def merge(
+    config: Path,
+    out: Path,
+    device: str,
+    workers: int,
+    store: Path | None,
+    seed: int | None,
+    direct: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Merge the models of CONFIG into a checkpoint at OUT, which appears whole or not at all.
+
+    CONFIG may be one of mergekit's. Run the same command again to resume an interrupted merge.
+    """
+    # Told in half a second, before a server is started for it.
+    _refuse_early(config, out, seed)
+    options = {"device": device, "workers": workers, "store": store, "seed": seed}
+    with choose_reporter(quiet=quiet) as reporter:
+        outcome = (_merge_directly if direct else _merge_as_flow)(config, out, reporter, **options)
+    click.echo(json.dumps(outcome) if as_json else _tell(outcome))
+
+
+def _refuse_early(config: Path, out: Path, seed: int | None) -> None:
+    from xmerge.work import is_finished
+
+    is_finished(out.expanduser().absolute(), make_plan(config, seed))
+
+
+def _merge_directly(config: Path, out: Path, reporter: LineReporter | BarReporter, **options: Any) -> dict[str, Any]:
+    from xmerge.config import load_config
+    from xmerge.merge import merge as run
+    from xmerge.signals import stop_on_signals
+
+    loaded = load_config(config)
+    if options["seed"] is not None:
+        loaded = loaded.model_copy(update={"random_seed": options["seed"]})
+    with stop_on_signals():
+        outcome = run(
+            loaded,
+            out,
+            device=options["device"],
+            workers=options["workers"],
+            store=options["store"],
+            reporter=reporter,
+        )
+    return outcome.model_dump(mode="json")
+
+
+def _merge_as_flow(config: Path, out: Path, reporter: LineReporter | BarReporter, **options: Any) -> dict[str, Any]:
+    outcome: dict[str, Any] = load_flow_command().run_merge(config, out, reporter=reporter, **options)
+    return outcome
+
+
+def _tell(outcome: dict[str, Any]) -> str:
+    publication = outcome["publication"]
+    if outcome["report"] is None:
+        return f"{publication['folder']} is there already and is this very merge: nothing to do."
+    lines = [f"{name}: {value}" for name, value in outcome["report"]["facts"]]
+    lines += [f"{each['severity']} {each['code']}: {each['text']}" for each in outcome["report"]["findings"]]
+    lines += [f"shards: {outcome['layers']}, {outcome['reused']} of them from an earlier run"]
+    if publication["url"]:
+        lines.append(f"published: {publication['url']}")
+    return "\n".join([*lines, f"done: {publication['folder']}"])
