@@ -1,0 +1,101 @@
+"""Which Prefect API a command talks to: the one that is configured, else one that is embedded for its duration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any
+
+import httpx
+from prefect.client.orchestration import get_client
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+    temporary_settings,
+)
+
+from flows.server import EmbeddedServer
+from xmerge.errors import PlanError
+from xmerge.progress import Reporter
+
+SECONDS_TO_ANSWER = 5.0
+
+
+class ConfiguredApi:
+    """A server that runs already, whose address the environment or a profile gives."""
+
+    is_embedded = False
+    settings: Mapping[Any, Any] = MappingProxyType({})
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def wait(self) -> None:
+        """Ask it something that it answers only to those who may use it.
+
+        Raises:
+            PlanError: It cannot be reached, or refuses.
+        """
+        try:
+            with get_client(sync_client=True, httpx_settings={"timeout": SECONDS_TO_ANSWER}) as client:
+                client.read_flows(limit=1)
+        except (httpx.TransportError, PrefectHTTPStatusError) as error:
+            refused = isinstance(error, PrefectHTTPStatusError)
+            raise PlanError(
+                f"the Prefect API at {self.url} {'refused' if refused else 'cannot be reached'}.",
+                why=str(error).splitlines()[0] if str(error) else type(error).__name__,
+                remedy="start that server, or unset PREFECT_API_URL (and leave the profile that sets it) to merge "
+                "with an embedded one, or merge without Prefect with --direct.",
+            ) from error
+
+    def stop(self) -> None:
+        """Leave it running: it is not ours."""
+
+
+class EmbeddedApi:
+    """A server for this command only."""
+
+    is_embedded = True
+
+    def __init__(self) -> None:
+        self._server = EmbeddedServer()
+        self.url = self._server.api_url
+        self.settings: Mapping[Any, Any] = {
+            PREFECT_API_URL: self.url,
+            # Nobody looks for heartbeats in a server that ends with its run, and joining their thread takes a second.
+            PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
+            # It never comes back once it is gone.
+            PREFECT_CLIENT_MAX_RETRIES: 1,
+        }
+
+    def wait(self) -> None:
+        """Return when it answers.
+
+        Raises:
+            PlanError: It did not start.
+        """
+        self._server.wait()
+
+    def stop(self) -> None:
+        """End it; the history stays in Prefect's database."""
+        self._server.stop()
+
+
+Api = ConfiguredApi | EmbeddedApi
+
+
+@contextmanager
+def open_api(reporter: Reporter) -> Iterator[Api]:
+    """The configured API, or an embedded one that starts while the caller goes on."""
+    url = PREFECT_API_URL.value()
+    if not url:
+        reporter.note("starting an embedded Prefect server ...")
+    api = ConfiguredApi(url) if url else EmbeddedApi()
+    try:
+        with temporary_settings(updates=dict(api.settings)):
+            yield api
+    finally:
+        api.stop()

@@ -1,0 +1,165 @@
+"""What `xmerge merge` calls: one merge as a flow, against the configured Prefect API or an embedded server."""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import threading
+import time
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows.settings import apply_settings
+from xmerge.config import load_config
+from xmerge.errors import XmergeError
+from xmerge.interrupt import clear_stop
+from xmerge.progress import Reporter
+from xmerge.signals import StopSignals, interruption, leave_anyway, stop_on_signals
+
+if TYPE_CHECKING:
+    from flows.api import Api
+
+SECONDS_TO_STOP = 1.0
+SECONDS_TO_REPORT = 20.0
+SECONDS_FOR_HISTORY = 15.0
+SECONDS_FOR_HISTORY_IF_STOPPED = 0.6
+
+
+def run_merge(
+    config_path: Path,
+    out: Path,
+    *,
+    device: str = "auto",
+    workers: int = 2,
+    store: Path | None = None,
+    seed: int | None = None,
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """Carry out one merge as a Prefect flow; what there is to say about it, in a few plain values.
+
+    Args:
+        config_path: The configuration.
+        out: The folder to make.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        workers: How many layers are merged at the same time.
+        store: A folder that keeps merged layers for other merges.
+        seed: Takes the place of the configuration's `random_seed`.
+        reporter: Who is told how far it has come.
+
+    Raises:
+        XmergeError: The merge cannot be carried out; exactly as the library raises it.
+        Interrupted: SIGINT or SIGTERM came; the same call resumes.
+    """
+    clear_stop()
+    apply_settings()
+    load_config(config_path)
+    parameters = {
+        "recipe": str(config_path.absolute()),
+        "out": str(out.absolute()),
+        "device": device,
+        "workers": workers,
+        "store": str(store.absolute()) if store else None,
+        "seed": seed,
+    }
+    with stop_on_signals() as signals:
+        from flows.api import open_api
+
+        with open_api(reporter) as api:
+            if api.is_embedded:
+                _import_while_the_server_starts()
+            api.wait()
+            return _FlowCall(parameters, api, reporter, signals).carry_out()
+
+
+def _import_while_the_server_starts() -> None:
+    """Import what the flow needs, torch above all, in time that is waited anyway."""
+    for module in ("flows.merge", "xmerge.engine", "xmerge.output"):
+        import_module(module)
+
+
+class _FlowCall:
+    """One call of the flow, in a thread of its own, so that the main thread is free to hear signals."""
+
+    def __init__(self, parameters: dict[str, Any], api: Api, reporter: Reporter, signals: StopSignals) -> None:
+        from flows.reporting import RunWatch
+
+        self._parameters, self._api, self._reporter, self._signals = parameters, api, reporter, signals
+        self._watch = RunWatch(reporter)
+        self._raised: BaseException | None = None
+
+    def carry_out(self) -> dict[str, Any]:
+        """Call the flow, wait for it, and let its history be recorded."""
+        # Prefect's settings and this run's reporter live in the context, which a new thread does not inherit.
+        thread = threading.Thread(target=contextvars.copy_context().run, args=(self._call,), name="flow", daemon=True)
+        self._signals.interrupts = False
+        thread.start()
+        self._wait_for(thread)
+        # Prefect would print each log line that a server which is gone did not take.
+        logging.raiseExceptions = False
+        reported = not thread.is_alive() and (self._raised is None or self._raised is self._watch.failure)
+        recorded = reported and self._record()
+        error = self._find_error()
+        if not recorded:
+            leave_anyway(_exit_code(error))
+        if error is not None:
+            raise error
+        return self._conclude(reported=reported, recorded=recorded)
+
+    def _call(self) -> None:
+        from prefect.exceptions import CancelledRun
+
+        from flows.merge import merge_models
+        from flows.reporting import watch_run
+
+        watch_run(self._watch)
+        try:
+            merge_models(**self._parameters)
+        except CancelledRun as error:
+            self._raised = self._watch.failure or error
+        except BaseException as error:  # noqa: BLE001 - it is raised again, in the main thread
+            self._raised = error
+
+    def _wait_for(self, thread: threading.Thread) -> None:
+        """Return when the flow has ended, or soon after a signal, or when it can no longer report that it is done."""
+        done_at: float | None = None
+        while thread.is_alive():
+            thread.join(0.05)
+            if self._signals.came:
+                thread.join(SECONDS_TO_STOP)
+                return
+            if done_at is None and (self._watch.outcome or self._watch.failure):
+                done_at = time.monotonic()
+            if done_at is not None and time.monotonic() > done_at + SECONDS_TO_REPORT:
+                return
+
+    def _record(self) -> bool:
+        from flows.history import wait_for_history
+
+        if not self._api.is_embedded or self._watch.flow_run_id is None:
+            return True
+        patience = SECONDS_FOR_HISTORY_IF_STOPPED if self._signals.came else SECONDS_FOR_HISTORY
+        return wait_for_history(self._watch.flow_run_id, self._watch.task_runs, patience)
+
+    def _find_error(self) -> BaseException | None:
+        """What to raise: nothing if the output is in place, whatever happened to the reporting after it."""
+        if self._watch.outcome is not None:
+            return None
+        if self._watch.failure is not None:
+            return self._watch.failure
+        return interruption() if self._signals.came else self._raised
+
+    def _conclude(self, *, reported: bool, recorded: bool) -> dict[str, Any]:
+        assert self._watch.outcome is not None
+        if not reported:
+            self._reporter.note("the merge is done; Prefect's API could not be told so.")
+        elif not recorded:
+            self._reporter.note("the merge is done; the history in Prefect is incomplete.")
+        run = {"id": self._watch.flow_run_id, "name": self._watch.flow_run_name, "recorded": reported and recorded}
+        return {**self._watch.outcome, "flow_run": run}
+
+
+def _exit_code(error: BaseException | None) -> int:
+    if error is None:
+        return 0
+    return error.exit_code if isinstance(error, XmergeError) else 1

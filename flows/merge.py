@@ -1,0 +1,120 @@
+"""The flow `merge_models`: a merge as six steps that Prefect retries, resumes, schedules and shows.
+
+resolve_architecture -> map_slices -> download_model (each model) -> merge_layer (each unit) -> validate_merge
+-> publish_merge
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+from uuid import UUID
+
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
+from prefect.context import FlowRunContext
+from prefect.futures import PrefectFuture
+from prefect.states import Cancelled
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+from prefect.utilities.annotations import opaque
+from pydantic import Field
+
+from flows.reporting import RunWatch, current_watch
+from flows.steps import MergeSteps
+from tasks.artifacts import missing_is_no_failure
+from tasks.map import map_slices
+from tasks.markdown import show_plain
+from tasks.recipes import Recipe, read_recipe
+from tasks.resolve import resolve_architecture
+from xmerge.errors import Interrupted
+from xmerge.interrupt import clear_stop, request_stop
+from xmerge.planning import MergePlan
+from xmerge.work import open_work_folder
+
+THREADS: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=64)
+"""Wide enough for any `workers`: how many layers are in work at once is decided for each run, in flows.pacing."""
+
+DEVICES = ["auto", "cpu", "cuda", *(f"cuda:{number}" for number in range(8))]
+"""What Prefect's form offers as a menu; the library decides what is a device."""
+
+
+@flow(
+    name="merge_models",
+    task_runner=THREADS,
+    persist_result=False,
+    result_serializer="json",
+)
+def merge_models(
+    recipe: str,
+    out: str,
+    device: Annotated[str, Field(json_schema_extra={"enum": DEVICES})] = "auto",
+    workers: Annotated[int, Field(ge=1)] = 2,
+    store: str | None = None,
+    seed: Annotated[int, Field(ge=0)] | None = None,
+) -> dict[str, Any] | State[Any]:
+    """Merge the weights of language models into one checkpoint of the base's architecture.
+
+    Args:
+        recipe: The path of a configuration, or its YAML text. mergekit's configurations work too.
+        out: The folder to make. It appears whole or not at all; run the same again to resume.
+        device: Where to compute: auto, cpu, cuda, or one GPU such as cuda:0.
+        workers: How many layers are merged at the same time.
+        store: A folder that keeps merged layers for later merges that share them.
+        seed: Takes the place of the recipe's random_seed.
+    """
+    watch = current_watch()
+    watch.flow_run_id = str(_run_id())
+    clear_stop()
+    with _others_stop_on_failure():
+        try:
+            given = read_recipe(recipe, seed)
+            watch.outcome = _merge(watch, given, Path(out), Path(store) if store else None, device, workers)
+        except Interrupted as error:
+            watch.failure = error
+            return Cancelled(name="Interrupted", message=str(error))
+        except Exception as error:
+            watch.failure = error
+            raise
+    return watch.outcome
+
+
+def _merge(watch: RunWatch, recipe: Recipe, out: Path, store: Path | None, device: str, workers: int) -> dict[str, Any]:
+    watch.reporter.stage("resolve_architecture")
+    architecture: PrefectFuture[Any] = resolve_architecture.submit(recipe)
+    architecture.result()
+    watch.reporter.stage("map_slices")
+    # opaque: Prefect would look for futures in every tensor of every model.
+    planned: PrefectFuture[MergePlan] = map_slices.submit(recipe, opaque(architecture), return_state=False)
+    watch.task_runs += 2
+    plan = planned.result()
+    watch.flow_run_name = _name_run(plan, out)
+    watch.reporter.plan_ready(plan)
+    with open_work_folder(out, plan, store) as work:
+        return MergeSteps(recipe, plan, work, watch).carry_out(planned, device, workers)
+
+
+def _run_id() -> UUID:
+    context = FlowRunContext.get()
+    assert context is not None and context.flow_run is not None
+    return context.flow_run.id
+
+
+def _name_run(plan: MergePlan, out: Path) -> str:
+    """Name the run after what it merges: method, base, donors, output."""
+    name = show_plain(f"{plan.title} → {out.name}")
+    with missing_is_no_failure("run's name"):
+        get_client(sync_client=True).set_flow_run_name(_run_id(), name)
+    return name
+
+
+@contextmanager
+def _others_stop_on_failure() -> Iterator[None]:
+    """On an error or a cancellation, stop the layers in work at their next block: it is answered at once."""
+    try:
+        yield
+    except BaseException:
+        request_stop()
+        raise

@@ -1,0 +1,49 @@
+"""How many units of work run at a time."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+from prefect.futures import PrefectFuture, as_completed
+
+UNITS_PER_GPU = 2
+"""One computes while the other reads or writes."""
+
+Unit = TypeVar("Unit")
+
+
+def count_slots(device: str, workers: int) -> int:
+    """How many units may be in work at once on a device.
+
+    Raises:
+        PlanError: This machine has no such device.
+    """
+    from xmerge.engine.devices import choose_device
+
+    return workers if choose_device(device).type == "cpu" else min(workers, UNITS_PER_GPU)
+
+
+def keep_busy(
+    units: Iterable[Unit], submit: Callable[[Unit], PrefectFuture[Any]], slots: int
+) -> Iterator[tuple[Unit, PrefectFuture[Any]]]:
+    """Submit units so that at most `slots` are in work; yield each with its future when it has ended.
+
+    A queue in front of the task runner rather than a limit inside the tasks: what has not begun is on no page,
+    costs nothing when the run is stopped, and `slots` may differ from run to run, as a task runner's size cannot.
+    """
+    waiting, running = deque(units), dict[PrefectFuture[Any], Unit]()
+
+    def fill() -> None:
+        while waiting and len(running) < slots:
+            unit = waiting.popleft()
+            running[submit(unit)] = unit
+
+    fill()
+    while running:
+        ended = next(as_completed(list(running)))
+        unit = running.pop(ended)
+        # Before the yield, so that no worker waits while the caller tells others about this one.
+        fill()
+        yield unit, ended

@@ -1,0 +1,61 @@
+"""Who is told what a run does: the command's progress display, or, where nobody looks, the run's log."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from prefect.logging import get_run_logger
+
+from xmerge.planning import MergePlan
+from xmerge.progress import Reporter
+
+if TYPE_CHECKING:
+    from xmerge.engine import LayerResult
+
+
+class LogReporter:
+    """Tells a run's log what has no log line of its own."""
+
+    def plan_ready(self, plan: MergePlan) -> None:
+        """Repeat the plan's warnings, which are easily overlooked in a table."""
+        for warning in plan.warnings:
+            get_run_logger().warning("%s", warning)
+
+    def layer_done(self, result: LayerResult, done: int, total: int) -> None:
+        """Nothing: the layer's own task run has said so."""
+
+    def note(self, text: str) -> None:
+        """Pass a note on."""
+        get_run_logger().info("%s", text)
+
+    def stage(self, name: str) -> None:
+        """Name the part of the run that begins."""
+        get_run_logger().info("%s", name)
+
+
+@dataclass
+class RunWatch:
+    """What the command knows of the run it started, also when the API no longer answers."""
+
+    reporter: Reporter = field(default_factory=LogReporter)
+    flow_run_id: str | None = None
+    flow_run_name: str | None = None
+    task_runs: int = 0
+    outcome: dict[str, Any] | None = None
+    """Set when the output is in place, before Prefect has been told."""
+    failure: BaseException | None = None
+
+
+_watch: ContextVar[RunWatch | None] = ContextVar("xmerge_run_watch", default=None)
+
+
+def watch_run(watch: RunWatch) -> None:
+    """Let the flow that is called next in this context report to `watch`."""
+    _watch.set(watch)
+
+
+def current_watch() -> RunWatch:
+    """Whoever watches the running flow."""
+    return _watch.get() or RunWatch()

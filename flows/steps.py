@@ -1,0 +1,174 @@
+"""The steps after the plan, in order: what is submitted, what it waits for, and who is told about it."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefect.futures import PrefectFuture
+from prefect.logging import get_run_logger
+from prefect.tasks import Task
+from prefect.utilities.annotations import quote
+
+from flows.pacing import count_slots, keep_busy
+from flows.reporting import RunWatch
+from tasks.artifacts import ProgressArtifact
+from tasks.caching import name_unit, record_key
+from tasks.download import download_model
+from tasks.markdown import show_plain
+from tasks.merge import merge_layer
+from tasks.publish import publish_merge
+from tasks.recipes import Recipe
+from tasks.validate import validate_merge
+from xmerge.planning import MergePlan, pack_layers
+from xmerge.work import WorkFolder, write_plan
+
+if TYPE_CHECKING:
+    from xmerge.engine import LayerResult
+
+Futures = list[PrefectFuture[Any]]
+SECONDS_BETWEEN_UPDATES = 0.5
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The layers that one task run merges."""
+
+    layers: tuple[int, ...]
+    fingerprint: str
+    label: str
+    refresh: bool
+    """Whether its record speaks of an entry of the store that is gone or damaged."""
+
+
+@dataclass
+class MergeSteps:
+    """One merge, from its plan to a folder in its place."""
+
+    recipe: Recipe
+    plan: MergePlan
+    work: WorkFolder
+    watch: RunWatch
+    results: dict[int, LayerResult] = field(default_factory=dict)
+
+    def carry_out(self, planned: PrefectFuture[Any], device: str, workers: int) -> dict[str, Any]:
+        """Do what is to be done; what there is to say about it, in a few plain values."""
+        if self.work.finished:
+            self.watch.reporter.note(f"{self.work.out} is this merge already: nothing is to be merged.")
+            return self.describe(None, self.publish([planned]))
+        slots = count_slots(device, workers)
+        downloads = self.download_models(planned)
+        folders: list[str] = [download.result() for download in downloads]
+        merged = self.merge_layers(downloads, folders, device, slots)
+        checked = self.validate(merged)
+        return self.describe(checked.result(), self.publish([checked]))
+
+    def describe(self, report: dict[str, Any] | None, publication: dict[str, Any]) -> dict[str, Any]:
+        """What the flow returns: the fields of `xmerge.merge.MergeOutcome`."""
+        return {
+            "plan_fingerprint": self.plan.fingerprint,
+            "publication": publication,
+            "report": report,
+            "layers": len(self.plan.layers),
+            "reused": self.count_reused() if report else len(self.plan.layers),
+        }
+
+    def download_models(self, planned: PrefectFuture[Any]) -> Futures:
+        """Bring every model's shards to this machine, all models at once."""
+        self.watch.reporter.stage("download_model")
+        write_plan(self.work, self.plan)
+        return [
+            self.submit(
+                download_model,
+                plan_file=str(self.work.plan_file),
+                fingerprint=self.plan.fingerprint,
+                index=index,
+                model=show_plain(model.label),
+                wait_for=[planned],
+            )
+            for index, model in enumerate(self.plan.models)
+        ]
+
+    def merge_layers(self, downloads: Futures, folders: list[str], device: str, slots: int) -> Futures:
+        """Merge every layer, `slots` units at a time; a unit that is done and intact is not repeated."""
+        self.watch.reporter.stage("merge_layer")
+        progress, futures = ProgressArtifact(SECONDS_BETWEEN_UPDATES), list[PrefectFuture[Any]]()
+
+        def submit(unit: Unit) -> PrefectFuture[Any]:
+            return self.submit_unit(unit, downloads, folders, device)
+
+        for unit, future in keep_busy(self.list_units(folders, slots), submit, slots):
+            self.take_results(unit, future)
+            futures.append(future)
+            progress.show(len(self.results), len(self.plan.layers), self.count_reused())
+        get_run_logger().info("%d of %d layers reused", self.count_reused(), len(self.plan.layers))
+        return futures
+
+    def list_units(self, folders: list[str], slots: int) -> list[Unit]:
+        """The units of work, largest first, so that no large one is left to a single worker at the end."""
+        packs = sorted(pack_layers(self.plan), key=lambda pack: -sum(self.plan.layers[i].bytes_written for i in pack))
+        with ThreadPoolExecutor(slots) as pool:
+            return list(pool.map(lambda pack: self.describe_unit(pack, folders), packs))
+
+    def describe_unit(self, pack: tuple[int, ...], folders: list[str]) -> Unit:
+        """A unit, and whether an earlier run's record of it is to be believed."""
+        name, places = name_unit(self.plan, pack), [Path(folder) for folder in folders]
+        recorded = (self.work.records / record_key(name)).exists()
+        refresh = recorded and any(self.work.store.find(self.plan, index, places) is None for index in pack)
+        first, last = self.plan.layers[pack[0]].label, self.plan.layers[pack[-1]].label
+        return Unit(pack, name, first if first == last else f"{first} to {last}", refresh)
+
+    def submit_unit(self, unit: Unit, downloads: Futures, folders: list[str], device: str) -> PrefectFuture[Any]:
+        """Submit one unit. Its record goes where the units are, so that both are moved or forgotten together."""
+        return self.submit(
+            merge_layer.with_options(result_storage=self.work.records, refresh_cache=unit.refresh),
+            plan_file=str(self.work.plan_file),
+            fingerprint=self.plan.fingerprint,
+            layers=list(unit.layers),
+            unit=unit.fingerprint,
+            label=unit.label,
+            folders=folders,
+            store=str(self.work.store.path),
+            device=device,
+            wait_for=downloads,
+        )
+
+    def take_results(self, unit: Unit, future: PrefectFuture[Any]) -> None:
+        """Keep what a unit has made, and report it."""
+        from xmerge.engine import LayerResult
+
+        made = future.result()
+        # Only after result(): before it, `state` is a question to the server. A record does not know that it is one.
+        update = {"reused": True} if future.state.name == "Cached" else {}
+        for index, result in zip(unit.layers, made, strict=True):
+            self.results[index] = LayerResult.model_validate(result | update)
+            self.watch.reporter.layer_done(self.results[index], len(self.results), len(self.plan.layers))
+
+    def count_reused(self) -> int:
+        """How many layers an earlier run had made."""
+        return sum(result.reused for result in self.results.values())
+
+    def validate(self, merged: Futures) -> PrefectFuture[Any]:
+        """Put the output together and look at it."""
+        self.watch.reporter.stage("validate_merge")
+        results = [self.results[index] for index in range(len(self.plan.layers))]
+        # quote: Prefect would look for futures in every field of these.
+        checked = self.submit(
+            validate_merge, self.recipe, quote(self.plan), quote(results), quote(self.work), wait_for=merged
+        )
+        checked.result()
+        return checked
+
+    def publish(self, after: Futures) -> dict[str, Any]:
+        """Give the output its name, and upload it if the recipe says so."""
+        self.watch.reporter.stage("publish_merge")
+        published = self.submit(publish_merge, self.recipe, quote(self.plan), quote(self.work), wait_for=after)
+        return dict(published.result())
+
+    def submit(self, task: Task[..., Any], *args: Any, **kwargs: Any) -> PrefectFuture[Any]:
+        """Submit a task, and count it: the history is complete when the API knows as many."""
+        self.watch.task_runs += 1
+        future: PrefectFuture[Any] = task.submit(*args, **kwargs)
+        return future

@@ -1,0 +1,29 @@
+"""The step `download_model`: one model's shards on this machine."""
+
+from __future__ import annotations
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.logging import get_run_logger
+from prefect.tasks import exponential_backoff
+
+from tasks.plans import read_plan
+from tasks.retrying import is_worth_retrying
+from xmerge.sources import fetch_model
+
+
+# Never cached: a record of a download outlives the files, and asking again costs milliseconds.
+@task(
+    task_run_name="download {model}",
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    retries=4,
+    retry_delay_seconds=exponential_backoff(backoff_factor=2),
+    retry_jitter_factor=0.5,
+    retry_condition_fn=is_worth_retrying,
+)
+def download_model(plan_file: str, fingerprint: str, index: int, model: str) -> str:
+    """Fetch the shards of one model that the plan uses; its local folder."""
+    folder = fetch_model(read_plan(plan_file, fingerprint), index)
+    get_run_logger().info("model %s is in place", model)
+    return str(folder)

@@ -1,0 +1,22 @@
+"""The step `map_slices`: every output tensor's sources, before any weight is read."""
+
+from __future__ import annotations
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.logging import get_run_logger
+
+from tasks.artifacts import show_plan
+from tasks.recipes import Recipe, parse_recipe
+from xmerge import planning
+from xmerge.architecture import ResolvedArchitecture
+from xmerge.planning import MergePlan
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def map_slices(recipe: Recipe, architecture: ResolvedArchitecture) -> MergePlan:
+    """Make the plan, and show it."""
+    plan = planning.map_slices(parse_recipe(recipe), architecture)
+    get_run_logger().info("plan %s: %s, %d shards", plan.fingerprint[:12], plan.title, len(plan.layers))
+    show_plan(plan)
+    return plan

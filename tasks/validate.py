@@ -1,0 +1,31 @@
+"""The step `validate_merge`: nothing is called done before it has been looked at."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.logging import get_run_logger
+
+from tasks.artifacts import show_validation
+from tasks.recipes import Recipe, parse_recipe
+from xmerge import validation
+from xmerge.planning import MergePlan
+from xmerge.work import WorkFolder
+
+if TYPE_CHECKING:
+    from xmerge.engine import LayerResult
+
+
+# No retry: the same bytes are as wrong the second time.
+@task(cache_policy=NO_CACHE, persist_result=False)
+def validate_merge(recipe: Recipe, plan: MergePlan, results: list[LayerResult], work: WorkFolder) -> dict[str, Any]:
+    """Put the output together in the work folder, and compare it with the plan."""
+    from xmerge.output import assemble
+
+    report = validation.validate(assemble(plan, parse_recipe(recipe), results, work), plan, results)
+    show_validation(report)
+    get_run_logger().info("the output has %d findings", len(report.findings))
+    report.raise_if_invalid()
+    return report.model_dump(mode="json")
