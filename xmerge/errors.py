@@ -115,4 +115,6 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     """A remedy that names the nearest valid name, or all of them when none is near."""
     names = sorted(valid)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"did you mean '{near[0]}'?" if near else f"valid here: {', '.join(names)}."
+    if near:
+        return f"did you mean '{near[0]}'?"
+    return f"valid here: {', '.join(names)}." if names else "there are none."

@@ -96,10 +96,11 @@ def fetch_model(plan: MergePlan, index: int) -> Path:
 
 
 def _find_folder(path: str, config_folder: Path | None) -> Path | None:
-    places = [Path(path).expanduser()]
+    places = [os.path.expanduser(path)]
     if config_folder is not None:
-        places.append(config_folder / path)
-    return next((place.resolve() for place in places if place.is_dir()), None)
+        places.append(os.path.join(config_folder, path))
+    # Unlike pathlib's, these never raise: not for a home that does not exist, nor for a path that cannot.
+    return next((Path(place).resolve() for place in places if os.path.isdir(place)), None)
 
 
 def _read_remote(repo: str, commit: str, label: str) -> Checkpoint:

@@ -173,7 +173,8 @@ def list_families() -> tuple[Family, ...]:
 
 def find_family(config: Mapping[str, Any], override: str | None = None) -> Family | None:
     """The family of a model: by `override` (a class name), else `model_type`, else `architectures`; None: no file."""
-    architectures = [override] if override else config.get("architectures") or []
+    told = config.get("architectures")
+    architectures = [override] if override else told if isinstance(told, list) else []
     for family in list_families():
         if not override and config.get("model_type") in family.model_types:
             return family

@@ -1,6 +1,6 @@
 """Whose architecture the output has, and what every tensor of every model does.
 
-The choice never depends on an order that Python makes up: `architecture`, else `base_model`, else the first model named.
+It is that of `architecture`, else of `base_model`, else of the first model named, and never depends on chance.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from xmerge.architecture.family import Family, TensorTemplate, find_family
+from xmerge.architecture.family import Family, TensorTemplate, find_family, list_families
 from xmerge.checkpoints import Checkpoint, StoredTensor
 from xmerge.config import MergeConfig, ModelReference, ModuleDefinition
-from xmerge.errors import CheckpointError, PlanError
+from xmerge.errors import CheckpointError, PlanError, nearest
 from xmerge.sources import Location, locate_model, read_model
 
-_LAYER_IN_NAME = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
+_LAYER_IN_NAME = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(0|[1-9]\d{0,8})\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +48,12 @@ class TensorSpec:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """As the header says."""
         return self.stored.shape
 
     @property
     def dtype(self) -> str:
+        """As the header writes it: `BF16`."""
         return self.stored.dtype
 
 
@@ -69,10 +71,12 @@ class ResolvedModel:
 
     @property
     def label(self) -> str:
+        """What people call it."""
         return self.checkpoint.label
 
     @property
     def model_type(self) -> str:
+        """As config.json says."""
         return str(self.checkpoint.config.get("model_type", "unknown"))
 
     @property
@@ -98,7 +102,7 @@ class ResolvedModel:
 
     @cached_property
     def by_layer(self) -> Mapping[int | None, tuple[TensorSpec, ...]]:
-        """layer -> its tensors, by name; None: those outside the layers."""
+        """Each layer's tensors, by name; None: those outside the layers."""
         grouped: dict[int | None, list[TensorSpec]] = {}
         for spec in self.tensors:
             grouped.setdefault(spec.layer, []).append(spec)
@@ -158,9 +162,17 @@ def describe_model(location: Location, override: str | None = None) -> ResolvedM
 
     Raises:
         CheckpointError: Something is missing, damaged, or config.json and headers contradict each other.
+        PlanError: No family has the class `override`.
     """
     checkpoint = read_model(location)
     family = find_family(checkpoint.config, override)
+    if family is None and override is not None:
+        names = [name for each in list_families() for name in each.architectures]
+        raise PlanError(
+            f"no family has the architecture '{override}', which 'override_architecture' asks for.",
+            where=location.label,
+            remedy=nearest(override, names),
+        )
     if family is None:
         return _describe_unknown(location, checkpoint)
     axes = family.read_axes(checkpoint.config, checkpoint.label)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,7 +72,9 @@ def read_checkpoint(folder: Path, label: str) -> Checkpoint:
     return Checkpoint(label, config, tuple(shards), tensors, pin)
 
 
-def list_shards(present: list[str], label: str, path_of: Any) -> tuple[list[str], dict[str, str] | None]:
+def list_shards(
+    present: list[str], label: str, path_of: Callable[[str], Path]
+) -> tuple[list[str], dict[str, str] | None]:
     """The shards a checkpoint is made of, by name, and its weight map (None for a single file).
 
     Args:
@@ -80,15 +82,15 @@ def list_shards(present: list[str], label: str, path_of: Any) -> tuple[list[str]
         label: What errors call the model.
         path_of: Gives a local path for a name; called for the index only.
     """
-    if INDEX_NAME in present and SINGLE_NAME in present:
-        raise CheckpointError(
-            f"{label} holds both {SINGLE_NAME} and {INDEX_NAME}.",
-            why="they may be two different models.",
-            remedy="remove the one that is out of date.",
-        )
     if INDEX_NAME in present:
         index = read_weight_map(path_of(INDEX_NAME), f"{label}/{INDEX_NAME}")
         names = sorted(set(index.values()))
+        if SINGLE_NAME in present and SINGLE_NAME not in names:
+            raise CheckpointError(
+                f"{label} holds both {SINGLE_NAME} and {INDEX_NAME}, which speaks of other files.",
+                why="they may be two different models.",
+                remedy="remove the one that is out of date.",
+            )
         missing = [name for name in names if name not in present]
         if missing:
             raise CheckpointError(
@@ -217,5 +219,5 @@ def _no_weights(present: list[str], label: str) -> CheckpointError:
 
 
 def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:3])
+    shown = ", ".join(name if name.isprintable() else ascii(name) for name in names[:3])
     return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown

@@ -17,13 +17,16 @@ MAX_HEADER_BYTES = 100_000_000
 MAX_RANK = 16
 
 DTYPE_BITS = {
-    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
-    "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
-    "I64": 64, "U64": 64, "F64": 64, "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+    "U64": 64, "I64": 64, "F64": 64, "C64": 64, "F32": 32, "U32": 32, "I32": 32,
+    "BF16": 16, "F16": 16, "U16": 16, "I16": 16,
+    "F8_E5M2FNUZ": 8, "F8_E4M3FNUZ": 8, "F8_E8M0": 8, "F8_E4M3": 8, "F8_E5M2": 8, "I8": 8, "U8": 8,
+    "F6_E3M2": 6, "F6_E2M3": 6, "F4": 4, "BOOL": 8,
 }  # fmt: skip
+"""In the order in which the reference library writes tensors."""
 DTYPE_BYTES = {name: bits // 8 for name, bits in DTYPE_BITS.items() if bits % 8 == 0}
 MERGEABLE_DTYPES = ("BF16", "F16", "F32", "F64")
 _TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+_WRITING_ORDER = {dtype: place for place, dtype in enumerate(DTYPE_BITS)}
 _TENSOR_NAME = re.compile(r"[A-Za-z0-9_][\x21-\x7e]{0,511}")
 
 
@@ -87,9 +90,9 @@ def read_header_length(raw: bytes, file_size: int, file: str) -> int:
 def build_header(tensors: Iterable[tuple[str, str, Sequence[int]]]) -> tuple[bytes, tuple[HeaderEntry, ...]]:
     """The first bytes of a file that holds these (name, dtype, shape), and where the data of each goes.
 
-    Wide dtypes come first, then names in order, and the header is padded to 8 bytes, as the reference library does.
+    By dtype, wide ones first, then by name, and the header is padded to 8 bytes, as the reference library does.
     """
-    ordered = sorted(tensors, key=lambda tensor: (-DTYPE_BITS[tensor[1]], tensor[0]))
+    ordered = sorted(tensors, key=lambda tensor: (_WRITING_ORDER[tensor[1]], tensor[0]))
     entries, begin = [], 0
     for name, dtype, shape in ordered:
         end = begin + size_of(dtype, shape)
@@ -136,16 +139,19 @@ def _parse_entry(name: str, value: Any, file: str) -> HeaderEntry:
         raise damaged(file, f"{name[:80]!r} is no name for a tensor")
     try:
         dtype, shape, (begin, end) = value["dtype"], value["shape"], value["data_offsets"]
-        numbers_only = all(type(n) is int and 0 <= n < 2**63 for n in (*shape, begin, end))
     except (TypeError, KeyError, ValueError):
         raise damaged(file, f"the entry of {name} has no dtype, shape and data_offsets") from None
-    if not numbers_only or len(shape) > MAX_RANK:
-        raise damaged(file, f"the shape or offsets of {name} are no sizes")
-    if dtype not in DTYPE_BITS:
+    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         raise damaged(file, f"{name} has the unknown dtype {str(dtype)[:40]!r}")
-    if begin > end or end - begin != size_of(dtype, shape):
+    if not isinstance(shape, list) or len(shape) > MAX_RANK or not all(map(_is_size, (*shape, begin, end))):
+        raise damaged(file, f"the shape or offsets of {name} are no sizes")
+    if (end - begin) * 8 != math.prod(shape) * DTYPE_BITS[dtype]:
         raise damaged(file, f"{name} ({dtype} {shape}) does not fit into its {end - begin} bytes")
     return HeaderEntry(name, dtype, tuple(shape), begin, end)
+
+
+def _is_size(number: Any) -> bool:
+    return type(number) is int and 0 <= number < 2**63
 
 
 def _check_layout(entries: list[HeaderEntry], data_size: int, file: str) -> None:

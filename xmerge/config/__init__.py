@@ -1,6 +1,6 @@
 """The configuration: what a person writes, read strictly."""
 
-from xmerge.config.loading import load_config, parse_config
+from xmerge.config.loading import load_config, parse_config, parse_reference
 from xmerge.config.schema import (
     InputModel,
     LayerRange,
@@ -31,4 +31,5 @@ __all__ = [
     "TokenizerConfig",
     "load_config",
     "parse_config",
+    "parse_reference",
 ]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from xmerge.config.schema import MergeConfig
+from xmerge.config.schema import InputModel, MergeConfig, OutputSlice
 from xmerge.config.settings import Parameters
 from xmerge.config.source import Path
 from xmerge.errors import ConfigError, nearest
@@ -14,20 +14,20 @@ from xmerge.methods.contract import Parameter
 Level = tuple[Path, Parameters, bool]
 """Where parameters stand, what they are, and whether they belong to one model."""
 
+Fault = tuple[Path, str]
+"""Where something is wrong, and what."""
 
-def check_meaning(config: MergeConfig) -> None:
-    """Refuse an unknown method, an unknown or misplaced parameter, and a value out of its range.
 
-    Raises:
-        ConfigError: Names the place in the file and the nearest valid name or the valid range.
-    """
+def find_faults(config: MergeConfig) -> Iterator[Fault]:
+    """An unknown method, unknown and misplaced parameters, and values out of their range."""
     try:
         method = find_method(config.merge_method)
     except ConfigError as error:
-        raise ConfigError(error.what, where=config.source.locate("merge_method")) from None
+        yield ("merge_method",), error.what
+        return
     for path, parameters, of_one_model in list_levels(config):
         for name in parameters:
-            _check_parameter(config, method, (*path, name), parameters, of_one_model)
+            yield from _check_parameter(method, (*path, name), parameters, of_one_model)
 
 
 def list_levels(config: MergeConfig) -> Iterator[Level]:
@@ -40,7 +40,7 @@ def list_levels(config: MergeConfig) -> Iterator[Level]:
         yield from _levels_below(("modules", name), module.models, module.slices)
 
 
-def _levels_below(path: Path, models: tuple, slices: tuple) -> Iterator[Level]:  # type: ignore[type-arg]
+def _levels_below(path: Path, models: Sequence[InputModel], slices: Sequence[OutputSlice]) -> Iterator[Level]:
     for index, model in enumerate(models):
         yield (*path, "models", index, "parameters"), model.parameters, True
     for index, each in enumerate(slices):
@@ -49,28 +49,23 @@ def _levels_below(path: Path, models: tuple, slices: tuple) -> Iterator[Level]: 
             yield (*path, "slices", index, "sources", number, "parameters"), source.parameters, True
 
 
-def _check_parameter(
-    config: MergeConfig, method: MergeMethod, path: Path, parameters: Parameters, of_one_model: bool
-) -> None:
+def _check_parameter(method: MergeMethod, path: Path, parameters: Parameters, of_one_model: bool) -> Iterator[Fault]:
     name = str(path[-1])
-    where = config.source.locate(*path)
     parameter = method.parameter(name)
     if parameter is None:
-        remedy = nearest(name, [each.name for each in method.parameters])
-        raise ConfigError(f"{method.name} has no parameter '{name}'; {remedy}", where=where)
+        known = nearest(name, [each.name for each in method.parameters])
+        yield path, f"{method.name} has no parameter '{name}'; {known}"
+        return
     if of_one_model and not parameter.per_model:
-        raise ConfigError(
-            f"'{name}' is one value for all models and cannot stand under one of them.",
-            where=where,
-            remedy="move it to the configuration's or the slice's 'parameters'.",
-        )
+        remedy = "move it to the configuration's or the slice's 'parameters'"
+        yield path, f"'{name}' is one value for all models and cannot stand under one of them; {remedy}"
     for entry in parameters[name].entries:
         for value in entry.value:
-            _check_value(parameter, value, where)
+            yield from _check_value(parameter, value, path)
 
 
-def _check_value(parameter: Parameter, value: float, where: str) -> None:
+def _check_value(parameter: Parameter, value: float, path: Path) -> Iterator[Fault]:
     if parameter.is_switch and value not in (0.0, 1.0):
-        raise ConfigError(f"'{parameter.name}' is true or false, not {value:g}.", where=where)
-    if value not in parameter.range:
-        raise ConfigError(f"'{parameter.name}' is {value:g}; it must be {parameter.range}.", where=where)
+        yield path, f"'{parameter.name}' is true or false, not {value:g}"
+    elif value not in parameter.range:
+        yield path, f"'{parameter.name}' is {value:g}; it must be {parameter.range}"

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path as FilePath
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
+from pydantic_core import PydanticCustomError
 
-from xmerge.config.checking import check_meaning
-from xmerge.config.schema import MergeConfig
+from xmerge.config.checking import Fault, find_faults
+from xmerge.config.schema import MergeConfig, ModelReference, parse_model_reference
 from xmerge.config.source import ConfigSource, Path, show_path
+from xmerge.config.strict import show
 from xmerge.errors import ConfigError
 
-MAX_BYTES = 4 * 2**20
-MAX_NODES = 200_000
+MAX_BYTES = 2**20
+MAX_NODES = 100_000
+MAX_SHOWN = 20
 
 
 def load_config(path: FilePath) -> MergeConfig:
@@ -54,9 +58,26 @@ def parse_config(text: str, name: str = "the configuration", folder: FilePath | 
     try:
         config = MergeConfig.model_validate(data).with_source(source)
     except ValidationError as error:
-        raise _explain(error, source) from None
-    check_meaning(config)
+        raise _tell(_explain(error, source), source) from None
+    faults = list(find_faults(config))
+    if faults:
+        raise _tell(faults, source)
     return config
+
+
+def parse_reference(text: str) -> ModelReference:
+    """Read the name of a model: `PATH[@REVISION][+LORA[@REVISION]]`.
+
+    Raises:
+        ConfigError: The text cannot be the name of a model.
+    """
+    source = ConfigSource(f"the model name {show(text)}")
+    try:
+        return ModelReference.model_validate(parse_model_reference(text))
+    except ValidationError as error:
+        raise _tell(_explain(error, source), source) from None
+    except PydanticCustomError as error:
+        raise _tell([((), error.message())], source) from None
 
 
 def _read_yaml(text: str, name: str) -> tuple[Any, dict[Path, int]]:
@@ -65,12 +86,22 @@ def _read_yaml(text: str, name: str) -> tuple[Any, dict[Path, int]]:
         reader = _NodeReader(name)
         return reader.read(node, ()) if node is not None else None, reader.lines
     except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise ConfigError(f"{name} is not valid YAML: {error.problem}.", where=f"line {line}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{name} is not valid YAML: {error}.") from None
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        told = ", ".join(part for part in (error.context, error.problem) if part)
+        raise ConfigError(f"{name} is not valid YAML: {told}.", where=f"{name}{line}") from None
+    except yaml.reader.ReaderError as error:
+        line = f", line {text.count(chr(10), 0, error.position) + 1}"
+        character = f"U+{int(error.character):04X}"
+        raise ConfigError(f"{name} is not text: it holds the character {character}.", where=f"{name}{line}") from None
     except RecursionError:
         raise ConfigError(f"{name} is nested too deeply to be a merge configuration.") from None
+
+
+_MERGE_TAG = "tag:yaml.org,2002:merge"
+_PLAIN_TAGS = tuple(
+    f"tag:yaml.org,2002:{kind}" for kind in ("map", "seq", "str", "int", "float", "bool", "null", "timestamp", "merge")
+)
+_TEXT_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:timestamp", _MERGE_TAG)
 
 
 class _NodeReader:
@@ -83,10 +114,13 @@ class _NodeReader:
         self._count = 0
 
     def read(self, node: yaml.Node, path: Path) -> Any:
+        """The data of a node, which stands at `path`."""
         self._count += 1
         if self._count > MAX_NODES:
             raise ConfigError(f"{self._name} has more than {MAX_NODES} values.", why="aliases may repeat themselves.")
         self.lines.setdefault(path, node.start_mark.line + 1)
+        if node.tag not in _PLAIN_TAGS:
+            raise ConfigError(f"the YAML tag {show(node.tag)} has no meaning in a configuration.", where=self._at(node))
         if isinstance(node, yaml.MappingNode):
             return self._read_mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
@@ -94,60 +128,116 @@ class _NodeReader:
         return self._read_scalar(node)
 
     def _read_mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
-        data: dict[str, Any] = {}
+        data = self._read_merged(node, path)
+        given: set[str] = set()
         for key_node, value_node in node.value:
-            line = key_node.start_mark.line + 1
             if not isinstance(key_node, yaml.ScalarNode):
-                raise ConfigError("a key must be plain text.", where=f"{self._name}, line {line}")
-            key = str(key_node.value)
-            if key in data:
+                raise ConfigError("a key must be plain text.", where=self._at(key_node))
+            if key_node.tag == _MERGE_TAG:
+                continue
+            key = self._read_text(key_node)
+            if key in given:
                 raise ConfigError(
-                    f"the key '{key}' stands twice.",
-                    where=f"{self._name}, line {line}: {show_path((*path, key))}",
+                    f"the key {show(key)} stands twice.",
+                    where=f"{self._at(key_node)}: {show_path((*path, key))}",
                     remedy=f"keep one; the first is in line {self.lines[*path, key]}.",
                 )
-            self.lines[*path, key] = line
+            given.add(key)
+            self.lines[*path, key] = key_node.start_mark.line + 1
             data[key] = self.read(value_node, (*path, key))
         return data
 
+    def _read_merged(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
+        """What `<<` brings into a mapping: the first of several mappings that has a key decides."""
+        nodes: list[yaml.Node] = []
+        for key_node, value_node in node.value:
+            if key_node.tag == _MERGE_TAG:
+                nodes += value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
+        data: dict[str, Any] = {}
+        for each in reversed(nodes):
+            if not isinstance(each, yaml.MappingNode):
+                raise ConfigError("'<<' takes a mapping, or a list of them.", where=self._at(each))
+            data |= self.read(each, path)
+        return data
+
     def _read_scalar(self, node: yaml.Node) -> Any:
-        if node.tag in ("tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:binary"):
-            return node.value
-        if not node.tag.startswith("tag:yaml.org,2002:"):
-            raise ConfigError(
-                f"the YAML tag '{node.tag}' has no meaning in a configuration.",
-                where=f"{self._name}, line {node.start_mark.line + 1}",
-            )
+        if node.tag in _TEXT_TAGS:
+            return self._read_text(node)
         try:
             return self._scalars.construct_object(node)
-        except ValueError as error:
-            where = f"{self._name}, line {node.start_mark.line + 1}"
-            raise ConfigError(f"the value {node.value[:80]!r} cannot be read: {error}.", where=where) from None
+        except (ValueError, LookupError):
+            kind = node.tag.rpartition(":")[2]
+            raise ConfigError(f"the value {show(node.value)} is no YAML {kind}.", where=self._at(node)) from None
+
+    def _read_text(self, node: yaml.Node) -> str:
+        try:
+            # JSON writes a character beyond U+FFFF as two escapes, which PyYAML leaves apart.
+            return str(node.value).encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError:
+            raise ConfigError("the text holds half a character (a lone surrogate).", where=self._at(node)) from None
+
+    def _at(self, node: yaml.Node) -> str:
+        return f"{self._name}, line {node.start_mark.line + 1}"
 
 
-def _explain(error: ValidationError, source: ConfigSource) -> ConfigError:
-    """All of pydantic's complaints as one error with the place of each in the file."""
-    complaints = []
-    for item in error.errors(include_url=False):
-        # Names of union members stand in pydantic's path between the keys of the file.
-        path = tuple(part for part in item["loc"] if isinstance(part, int) or (part.isidentifier() and part.islower()))
-        path = (*_known_prefix(path, source), *item.get("ctx", {}).get("at", ()))
-        message = item["msg"][0].lower() + item["msg"][1:]
-        if item["type"] == "missing":
-            message = f"the key '{item['loc'][-1]}' is missing"
-        stop = "" if message.endswith(("?", ".")) else "."
-        complaints.append((source.line_of(path) or 0, f"{source.locate(*path)}: {message}{stop}"))
-    texts = [text for _, text in sorted(set(complaints))]
-    if len(texts) == 1:
-        return ConfigError(f"{source.name} is not a valid configuration.", where=texts[0])
-    listed = "".join(f"\n    {text}" for text in texts)
-    return ConfigError(f"{source.name} is not a valid configuration: {len(texts)} errors.", where=listed)
+_EXPECTED = {
+    "bool_type": "true or false",
+    "dict_type": "a mapping",
+    "finite_number": "a finite number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "int_type": "a whole number",
+    "model_type": "a mapping",
+    "string_type": "text",
+    "tuple_type": "a list",
+}
 
 
-def _known_prefix(path: Path, source: ConfigSource) -> Path:
-    """The parts of pydantic's path that the file has; its own bookkeeping dropped."""
+def _explain(error: ValidationError, source: ConfigSource) -> Iterator[Fault]:
+    """What pydantic found wrong, in words of the file."""
+    faults = [(_path_in_file(item, source), item) for item in error.errors(include_url=False)]
+    for path, item in faults:
+        # What is neither one of some words nor a model has two faults; the other one says more.
+        is_told = any(other is not item and where[: len(path)] == path for where, other in faults)
+        if item["type"] != "literal_error" or not is_told:
+            yield path, _describe(item)
+
+
+def _path_in_file(item: Any, source: ConfigSource) -> Path:
+    """Pydantic's path without its own bookkeeping: names of union members and of fields that the file spells out."""
     known: Path = ()
-    for part in path:
+    for part in item["loc"]:
         if (*known, part) in source.lines:
             known = (*known, part)
-    return known
+    return (*known, *item.get("ctx", {}).get("at", ()))
+
+
+def _describe(item: Any) -> str:
+    kind, given, details = item["type"], item["input"], item.get("ctx", {})
+    if kind == "missing":
+        return f"the key '{item['loc'][-1]}' is missing"
+    if kind == "string_too_short":
+        return "the text is empty"
+    if kind == "greater_than_equal":
+        return f"expected {details['ge']} or more, got {show(given)}"
+    if kind == "less_than":
+        return f"expected less than {details['lt']}, got {show(given)}"
+    expected = details["expected"] if kind == "literal_error" else _EXPECTED.get(kind)
+    if expected is None:
+        return str(item["msg"])
+    hint = "; put it in quotes" if kind == "string_type" and isinstance(given, bool | int | float) else ""
+    return f"expected {expected}, got {show(given)}{hint}"
+
+
+def _tell(faults: Iterable[Fault], source: ConfigSource) -> ConfigError:
+    """All faults as one error, in the order of the file."""
+    told = sorted({(source.line_of(path) or 0, source.locate(*path), _stop(text)) for path, text in faults})
+    if len(told) == 1:
+        return ConfigError(told[0][2], where=told[0][1])
+    lines = [f"{where}: {text}" for _, where, text in told[:MAX_SHOWN]]
+    lines += [f"and {len(told) - MAX_SHOWN} more."] if len(told) > MAX_SHOWN else []
+    return ConfigError(f"{source.name} has {len(told)} errors.", where="\n      ".join(lines))
+
+
+def _stop(text: str) -> str:
+    return text if text.endswith(("?", ".")) else f"{text}."

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    NonNegativeInt,
+    PrivateAttr,
+    Tag,
+    model_serializer,
+    model_validator,
+)
 
 from xmerge.config.settings import Parameters
 from xmerge.config.source import ConfigSource
-from xmerge.config.strict import Strict, complain
+from xmerge.config.strict import Strict, complain, show
 
 FLOAT_DTYPES = ("bfloat16", "float16", "float32")
 
@@ -18,7 +27,7 @@ class ModelPath(Strict):
 
     path: str = Field(min_length=1)
     """A folder, or `org/name` on the Hub."""
-    revision: str | None = None
+    revision: str | None = Field(default=None, min_length=1)
     """Branch, tag or commit, for a repository on the Hub."""
 
     def __str__(self) -> str:
@@ -29,9 +38,11 @@ def parse_model_path(raw: Any) -> Any:
     """`PATH[@REVISION]` as a mapping; a mapping as it is."""
     if not isinstance(raw, str):
         return raw
-    path, _, revision = raw.partition("@")
+    path, at, revision = raw.partition("@")
     if "@" in revision:
-        raise complain(f"'{raw}' has more than one '@'; write it as a mapping with 'path' and 'revision'")
+        raise complain(f"{show(raw)} has more than one '@'; write it as a mapping with 'path' and 'revision'")
+    if at and not revision:
+        raise complain(f"{show(raw)} names no revision behind its '@'")
     return {"path": path, "revision": revision or None}
 
 
@@ -42,7 +53,9 @@ class ModelReference(Strict):
     """A model, with an optional LoRA adapter: `PATH[@REVISION][+LORA[@REVISION]]`, or a mapping."""
 
     model: AnyModelPath
+    """A folder, or `org/name[@REVISION]` on the Hub."""
     lora: AnyModelPath | None = None
+    """An adapter. xmerge reads the key and refuses it: merge the adapter into its model first."""
     override_architecture: str | None = None
     """A class name that takes the place of `architectures` in the model's config.json."""
 
@@ -52,18 +65,26 @@ class ModelReference(Strict):
 
 def parse_model_reference(raw: Any) -> Any:
     """The text form of a model reference, or a bare `{path, revision}`, as a full mapping."""
-    if isinstance(raw, dict) and "path" in raw:
-        return {"model": raw}
+    if isinstance(raw, dict | ModelReference):
+        is_bare = isinstance(raw, dict) and "path" in raw and "model" not in raw
+        return {"model": raw} if is_bare else raw
     if not isinstance(raw, str):
-        return raw
-    model, _, lora = raw.partition("+")
+        hint = "; put a name like that in quotes" if isinstance(raw, bool | int | float) else ""
+        raise complain(f"expected a model (a folder, org/name, or a mapping), got {show(raw)}{hint}")
+    model, plus, lora = raw.partition("+")
     if "+" in lora:
-        raise complain(f"'{raw}' has more than one '+'; write it as a mapping with 'model' and 'lora'")
+        raise complain(f"{show(raw)} has more than one '+'; write it as a mapping with 'model' and 'lora'")
+    if plus and not lora:
+        raise complain(f"{show(raw)} names no adapter behind its '+'")
     return {"model": model, "lora": lora or None}
 
 
 AnyModel = Annotated[
-    ModelReference, BeforeValidator(parse_model_reference, json_schema_input_type=str | ModelReference)
+    ModelReference,
+    BeforeValidator(
+        parse_model_reference,
+        json_schema_input_type=Annotated[str, Field(min_length=1)] | ModelReference | ModelPath,
+    ),
 ]
 
 
@@ -71,7 +92,9 @@ class InputModel(Strict):
     """One model of a whole-model merge."""
 
     model: AnyModel
+    """`PATH[@REVISION]`, or a mapping."""
     parameters: Parameters = {}
+    """The method's parameters for this model."""
 
 
 class LayerRange(Strict):
@@ -88,29 +111,31 @@ class LayerRange(Strict):
     def __str__(self) -> str:
         return f"[{self.start}, {self.end}]"
 
+    @model_serializer
+    def _as_written(self) -> tuple[int, int]:
+        return self.start, self.end
+
 
 def parse_layer_range(raw: Any) -> Any:
     """`[start, end]` as a mapping, refusing what is no range."""
-    if isinstance(raw, list | tuple):
-        if len(raw) != 2 or not all(type(item) is int for item in raw):
-            raise complain(f"expected [start, end], two whole numbers, got {list(raw)}")
-        start, end = raw
-        if start < 0:
-            raise complain(f"layers count from 0; {list(raw)} starts below it")
-        if end <= start:
-            raise complain(
-                f"{list(raw)} covers no layer; a range is [start, end) with start below end"
-                + (f": did you mean {[end, start]}?" if end < start else "")
-            )
-        return {"start": start, "end": end}
-    return raw
+    if isinstance(raw, LayerRange):
+        return raw
+    if not isinstance(raw, list | tuple) or len(raw) != 2 or not all(type(item) is int for item in raw):
+        raise complain(f"expected [start, end], two whole numbers, got {show(raw)}")
+    start, end = raw
+    if start < 0:
+        raise complain(f"layers count from 0; {show(raw)} starts below it")
+    if end <= start:
+        meant = f": did you mean {[end, start]}?" if 0 <= end < start else ""
+        raise complain(f"{show(raw)} covers no layer; a range is [start, end) with start below end{meant}")
+    return {"start": start, "end": end}
 
 
 AnyLayerRange = Annotated[
     LayerRange,
     BeforeValidator(
         parse_layer_range,
-        json_schema_input_type=Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)],
+        json_schema_input_type=Annotated[list[NonNegativeInt], Field(min_length=2, max_length=2)],
     ),
 ]
 
@@ -119,22 +144,30 @@ class SliceSource(Strict):
     """The layers of one model that go into a slice."""
 
     model: AnyModel
+    """`PATH[@REVISION]`, or a mapping."""
     layer_range: AnyLayerRange
+    """`[start, end]`, counted from 0: `[0, 16]` is layers 0 to 15."""
     parameters: Parameters = {}
+    """The method's parameters for this model in this slice."""
 
 
 class OutputSlice(Strict):
     """Consecutive layers of the output, and the layers they are made of."""
 
-    sources: tuple[SliceSource, ...] = Field(min_length=1)
+    sources: tuple[SliceSource, ...] = Field(json_schema_extra={"minItems": 1})
+    """The models that give layers, each with its range; all ranges cover equally many layers."""
     base_model: AnyModel | None = None
     """Takes the place of the configuration's `base_model` in this slice."""
     parameters: Parameters = {}
-    residual_weight: float | None = None
+    """The method's parameters for the tensors of this slice."""
+    residual_weight: float | None = Field(default=None, allow_inf_nan=False)
     """Read for mergekit's sake, which never used it either."""
 
     @model_validator(mode="after")
     def _sources_span_equally_many_layers(self) -> Self:
+        # Not `min_length`, which also counts a source that has a fault of its own as missing.
+        if not self.sources:
+            raise complain("a slice has at least one source", "sources")
         first = self.sources[0].layer_range
         for index, source in enumerate(self.sources[1:], start=1):
             if source.layer_range.length != first.length:
@@ -152,8 +185,11 @@ class ModuleDefinition(Strict):
     """One part of a model of several parts; a plain language model has the one part `default`."""
 
     models: tuple[InputModel, ...] = ()
+    """A merge of whole models."""
     slices: tuple[OutputSlice, ...] = ()
+    """Layer ranges, from the first layer of the output to the last."""
     parameters: Parameters = {}
+    """The method's parameters for the tensors of this part."""
 
     @model_validator(mode="after")
     def _models_or_slices(self) -> Self:
@@ -162,19 +198,53 @@ class ModuleDefinition(Strict):
         return self
 
 
+class TokenKind(Strict):
+    """An embedding that is zero, or that of a certain token of a certain model."""
+
+    kind: Literal["zero", "model_token"]
+    """`zero`, or `model_token` with `model` and one of `token` and `token_id`."""
+    model: AnyModel | None = None
+    """The model whose token it is."""
+    token: str | None = None
+    """The token's text."""
+    token_id: int | None = Field(default=None, ge=0, strict=True)
+    """The token's number."""
+
+    @model_validator(mode="after")
+    def _names_one_token(self) -> Self:
+        given = [key for key in ("model", "token", "token_id") if getattr(self, key) is not None]
+        if given != [] if self.kind == "zero" else given not in (["model", "token"], ["model", "token_id"]):
+            raise complain("'zero' stands alone; 'model_token' has 'model' and one of 'token' and 'token_id'", "kind")
+        return self
+
+
+def _tell_kind(raw: Any) -> str:
+    return "a kind" if isinstance(raw, TokenKind) or (isinstance(raw, dict) and "kind" in raw) else "a model"
+
+
+AnyTokenSource = Annotated[
+    Annotated[AnyModel, Tag("a model")] | Annotated[TokenKind, Tag("a kind")], Discriminator(_tell_kind)
+]
+
+
 class TokenSource(Strict):
     """Where the embedding of one token comes from."""
 
-    source: AnyModel | dict[str, Any] | None = None
-    force: bool = False
+    source: AnyTokenSource | None = None
+    """A model, `{kind: zero}`, or `{kind: model_token, model: ..., token: ...}`."""
+    force: bool = Field(default=False, strict=True)
+    """Use it also where the model has an embedding of its own."""
 
 
 class TokenizerConfig(Strict):
     """How the output's tokenizer is made."""
 
     source: Literal["base", "union"] | AnyModel = "union"
+    """`base`, `union` of all models, or a model."""
     tokens: dict[str, TokenSource] = {}
-    pad_to_multiple_of: int | None = Field(default=None, ge=1)
+    """Tokens whose embedding is chosen one by one."""
+    pad_to_multiple_of: int | None = Field(default=None, ge=1, strict=True)
+    """Round the number of embeddings up to a multiple of this."""
 
 
 class PublishTarget(Strict):
@@ -183,21 +253,30 @@ class PublishTarget(Strict):
     repo: str = Field(min_length=1)
     """`org/name` on the Hub."""
     visibility: Literal["private", "public"] = "private"
-    branch: str | None = None
+    """Who may see a repository that does not exist yet."""
+    branch: str | None = Field(default=None, min_length=1)
+    """The branch that receives it; default: the repository's main branch."""
 
 
 def parse_dtype(raw: Any) -> Any:
     """A dtype's name without mergekit's optional `torch.`, refused unless weights can be written in it."""
     if raw is None:
         return None
-    name = str(raw).removeprefix("torch.")
+    name = raw.removeprefix("torch.") if isinstance(raw, str) else None
     if name not in FLOAT_DTYPES:
-        raise complain(f"'{raw}' is no dtype that a merge can be written in; valid here: {', '.join(FLOAT_DTYPES)}")
+        raise complain(f"{show(raw)} is no dtype that a merge can be written in; valid here: {', '.join(FLOAT_DTYPES)}")
     return name
 
 
 Dtype = Annotated[
-    Literal["bfloat16", "float16", "float32"] | None, BeforeValidator(parse_dtype, json_schema_input_type=str | None)
+    Literal["bfloat16", "float16", "float32"] | None,
+    BeforeValidator(
+        parse_dtype,
+        json_schema_input_type=Literal[
+            "bfloat16", "float16", "float32", "torch.bfloat16", "torch.float16", "torch.float32"
+        ]
+        | None,
+    ),
 ]
 
 
@@ -206,10 +285,10 @@ def parse_layer_map(raw: Any) -> Any:
     if raw in ("exact", "proportional"):
         return raw
     if not isinstance(raw, list | tuple) or not raw:
-        raise complain(f"expected exact, proportional or a list of [base layer, donor layer], got {raw!r}")
+        raise complain(f"expected exact, proportional or a list of [base layer, donor layer], got {show(raw)}")
     for index, pair in enumerate(raw):
         if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(type(i) is int and i >= 0 for i in pair):
-            raise complain(f"expected [base layer, donor layer], two whole numbers from 0, got {pair!r}", index)
+            raise complain(f"expected [base layer, donor layer], two whole numbers from 0, got {show(pair)}", index)
     bases = [pair[0] for pair in raw]
     for index, layer in enumerate(bases):
         if layer in bases[:index]:
@@ -219,14 +298,24 @@ def parse_layer_map(raw: Any) -> Any:
 
 LayerMap = Annotated[
     Literal["exact", "proportional"] | tuple[tuple[int, int], ...],
-    BeforeValidator(parse_layer_map, json_schema_input_type=Literal["exact", "proportional"] | list[tuple[int, int]]),
+    BeforeValidator(
+        parse_layer_map,
+        json_schema_input_type=Literal["exact", "proportional"]
+        | Annotated[list[tuple[NonNegativeInt, NonNegativeInt]], Field(min_length=1)],
+    ),
 ]
+
+
+def _list_methods(schema: dict[str, Any]) -> None:
+    from xmerge.methods import list_methods
+
+    schema["enum"] = [method.name for method in list_methods()]
 
 
 class MergeConfig(Strict):
     """A merge, as a person describes it."""
 
-    merge_method: str
+    merge_method: str = Field(json_schema_extra=_list_methods)
     """How tensors are combined; `xmerge methods` lists them."""
     models: tuple[InputModel, ...] = ()
     """A merge of whole models; the first is the base unless `base_model` says otherwise."""
@@ -241,7 +330,9 @@ class MergeConfig(Strict):
     out_dtype: Dtype = None
     """What the output is written in; default: `dtype`, else what the base has."""
     tokenizer_source: Literal["base", "union"] | AnyModel | None = None
+    """The older way to say `tokenizer: {source: ...}`."""
     tokenizer: TokenizerConfig | None = None
+    """How the output's tokenizer is made; default: it is the base's."""
     chat_template: str | None = None
     """A Jinja template for the output; default: the base's."""
     parameters: Parameters = {}
@@ -256,8 +347,10 @@ class MergeConfig(Strict):
     """With `models` of different depth: which donor layer meets which base layer."""
     globals: Parameters = {}
     """Parameters for the tensors outside the layers; default: as mergekit reads them."""
-    random_seed: int = Field(default=0, ge=0, lt=2**63)
+    random_seed: int = Field(default=0, ge=0, lt=2**63, strict=True)
+    """For methods that draw random numbers."""
     publish: PublishTarget | None = None
+    """Where the output is uploaded to when it has been validated; default: nowhere."""
 
     _source: ConfigSource = PrivateAttr(default_factory=ConfigSource)
 
@@ -269,7 +362,7 @@ class MergeConfig(Strict):
     def with_source(self, source: ConfigSource) -> Self:
         """The same configuration, knowing the text it was read from."""
         copy = self.model_copy()
-        copy._source = source
+        copy._source = source  # noqa: SLF001 - Its own class.
         return copy
 
     @model_validator(mode="after")

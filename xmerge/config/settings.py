@@ -1,4 +1,4 @@
-"""Parameter settings: a number, a gradient over the layers, or a list of filters; and what one is worth for a tensor."""
+"""Parameter settings: a number, a gradient over the layers, or a list of filters; what one is worth for a tensor."""
 
 from __future__ import annotations
 
@@ -6,12 +6,34 @@ import math
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_serializer
 
-from xmerge.config.strict import Strict, complain
+from xmerge.config.strict import Strict, complain, show
 
-RawNumber = float | bool | str
-RawGradient = RawNumber | list[RawNumber]
+_NumberText = Annotated[str, Field(pattern=r"^[-+]?[0-9.]+([eE][-+]?[0-9]+)?$")]
+RawNumber = float | bool | _NumberText
+RawGradient = Annotated[list[RawNumber], Field(min_length=1)]
+
+
+def parse_gradient(raw: Any) -> tuple[float, ...]:
+    """One number or a list of them, as a tuple of finite floats."""
+    if isinstance(raw, list | tuple):
+        if not raw:
+            raise complain("an empty list has no value; give a number, or leave the parameter out")
+        return tuple(parse_number(item, index) for index, item in enumerate(raw))
+    return (parse_number(raw),)
+
+
+def parse_number(raw: Any, *at: int) -> float:
+    """A finite float from a number, a boolean (1 or 0) or a numeric text."""
+    if isinstance(raw, bool | int | float | str):
+        try:
+            number = float(raw)
+        except (ValueError, OverflowError):
+            number = math.nan
+        if math.isfinite(number):
+            return number
+    raise complain(f"expected a finite number, got {show(raw)}", *at)
 
 
 class FilteredValue(Strict):
@@ -19,15 +41,13 @@ class FilteredValue(Strict):
 
     filter: str | None = None
     """A plain, case-sensitive part of the tensor's name; `*` is the same as none."""
-    value: Annotated[
-        tuple[float, ...], BeforeValidator(lambda raw: parse_gradient(raw), json_schema_input_type=RawGradient)
-    ]
+    value: Annotated[tuple[float, ...], BeforeValidator(parse_gradient, json_schema_input_type=RawNumber | RawGradient)]
     """One number, or several spread evenly over the layers."""
 
     @field_validator("filter")
     @classmethod
     def _star_is_none(cls, value: str | None) -> str | None:
-        return None if value == "*" else value
+        return None if value in ("*", "") else value
 
     def matches(self, names: Sequence[str]) -> bool:
         """Whether one of the names a tensor goes by contains the filter."""
@@ -51,6 +71,10 @@ class Setting(Strict):
                 return interpolate(entry.value, position)
         return None
 
+    @model_serializer
+    def _as_written(self) -> list[FilteredValue]:
+        return list(self.entries)
+
 
 def interpolate(gradient: Sequence[float], position: float) -> float:
     """The value of a gradient at a position from 0 to 1, by linear interpolation between its numbers."""
@@ -66,37 +90,14 @@ def parse_setting(raw: Any) -> Any:
     if isinstance(raw, Setting):
         return raw
     if isinstance(raw, dict):
-        if set(raw) == {"entries"}:
-            return raw
         raise complain("a filter stands in a list: write '- filter: ...' with its 'value' below it")
-    if isinstance(raw, list | tuple) and raw and all(isinstance(item, dict) for item in raw):
+    if isinstance(raw, list | tuple) and any(isinstance(item, dict | FilteredValue) for item in raw):
+        if not all(isinstance(item, dict | FilteredValue) for item in raw):
+            raise complain("numbers and filters cannot be mixed in one list; give each filter its own 'value'")
         return {"entries": list(raw)}
-    if isinstance(raw, list | tuple) and any(isinstance(item, dict) for item in raw):
-        raise complain("numbers and filters cannot be mixed in one list; give each filter its own 'value'")
-    return {"entries": [{"value": raw}]}
+    return {"entries": [{"value": parse_gradient(raw)}]}
 
 
-def parse_gradient(raw: Any) -> tuple[float, ...]:
-    """One number or a list of them, as a tuple of finite floats."""
-    if isinstance(raw, list | tuple):
-        if not raw:
-            raise complain("an empty list has no value; give a number, or leave the parameter out")
-        return tuple(parse_number(item, index) for index, item in enumerate(raw))
-    return (parse_number(raw),)
-
-
-def parse_number(raw: Any, *at: int) -> float:
-    """A finite float from a number, a boolean (1 or 0) or a numeric text."""
-    if isinstance(raw, bool | int | float | str):
-        try:
-            number = float(raw)
-        except (ValueError, OverflowError):
-            number = math.nan
-        if math.isfinite(number):
-            return number
-    raise complain(f"expected a finite number, got {raw!r}", *at)
-
-
-RawSetting = RawNumber | list[RawNumber] | list[FilteredValue]
+RawSetting = RawNumber | RawGradient | Annotated[list[FilteredValue], Field(min_length=1)]
 AnySetting = Annotated[Setting, BeforeValidator(parse_setting, json_schema_input_type=RawSetting)]
 Parameters = dict[str, AnySetting]

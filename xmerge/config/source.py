@@ -27,15 +27,24 @@ class ConfigSource:
 
     def line_of(self, path: Path) -> int | None:
         """The line of the deepest part of a path that the file has."""
-        for length in range(len(path), -1, -1):
+        known = self.known_part(path)
+        return self.lines.get(known)
+
+    def known_part(self, path: Path) -> Path:
+        """The longest beginning of a path that the file has."""
+        for length in range(len(path), 0, -1):
             if path[:length] in self.lines:
-                return self.lines[path[:length]]
-        return None
+                return path[:length]
+        return ()
 
 
 def show_path(path: Path) -> str:
     """`('slices', 0, 'sources')` as `slices[0].sources`."""
     text = ""
     for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            name = part if part.isprintable() else repr(part)
+            text += f".{name}" if text else name
     return text

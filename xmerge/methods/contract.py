@@ -132,11 +132,13 @@ _found: dict[str, MergeMethod] = {}
 def merge_method(*, base: Base, inputs: tuple[int, int | None], version: int = 1) -> Callable[[Combine], Combine]:
     """Register a function as the merge method of its name; its keyword parameters become the configuration's.
 
-    Annotate each with `Annotated[float, Range(...)]`, `Annotated[bool, Range(...)]` or `Annotated[PerModel, Range(...)]`.
+    Annotate each as `Annotated[float, Range(...)]`, `Annotated[bool, Range(...)]` or `Annotated[PerModel, Range(...)]`.
     """
 
     def register(function: Combine) -> Combine:
         name = function.__name__.removesuffix("_")
+        other = _found.get(name)
+        assert other is None or other.combine.__module__ == function.__module__, f"there are two methods '{name}'"
         _found[name] = MergeMethod(name, function, base, inputs, version, tuple(_read_parameters(function)))
         return function
 
