@@ -52,7 +52,9 @@ def __getattr__(name: str) -> Any:
         return version("xmerge")
     if name not in _HOMES:
         raise AttributeError(f"module 'xmerge' has no attribute '{name}'")
-    return getattr(import_module(_HOMES[name]), name)
+    # Kept, because importing the module `xmerge.merge` gives its name to the module.
+    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    return value
 
 
 def __dir__() -> list[str]:

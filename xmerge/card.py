@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from xmerge.files import write_text
 from xmerge.planning.plan import MergePlan
 from xmerge.planning.table import PLAN_COLUMNS, draw_plan, show_ranges
+from xmerge.provenance import CONFIG_COPY_NAME, PROVENANCE_NAME, tell_from_output
 
 if TYPE_CHECKING:
     from xmerge.config import MergeConfig
     from xmerge.engine.results import LayerResult
 
 CARD_NAME = "README.md"
+_ESCAPES = str.maketrans({sign: f"&#{ord(sign)};" for sign in "&<>|`"} | {sign: f"\\{sign}" for sign in "\\*_[]#~$"})
 
 
 def write_card(folder: Path, plan: MergePlan, config: MergeConfig, results: Sequence[LayerResult]) -> None:
     """Write the card of an assembled output."""
-    (folder / CARD_NAME).write_text(draw_card(plan, config, results), encoding="utf-8")
+    write_text(folder / CARD_NAME, draw_card(plan, config, results))
 
 
 def draw_card(plan: MergePlan, config: MergeConfig, results: Sequence[LayerResult]) -> str:
@@ -34,16 +39,14 @@ def draw_card(plan: MergePlan, config: MergeConfig, results: Sequence[LayerResul
             *draw_table(PLAN_COLUMNS, draw_plan(plan)),
             "",
             *_draw_layer_map(plan),
-            *_draw_losses(plan),
+            *_draw_losses(plan, config),
             *_draw_perturbation(plan, results),
             "## How to make it again",
             "",
-            "```yaml",
-            (config.source.text or "# the configuration was given as data; see xmerge_config.yml\n").rstrip("\n"),
-            "```",
+            *_draw_recipe(config),
             "",
-            f"`xmerge merge xmerge_config.yml OUT`, plan fingerprint `{plan.fingerprint}`.",
-            "`provenance.json` says for every tensor what was done to it, and has the digest of every shard.",
+            f"`xmerge merge {CONFIG_COPY_NAME} OUT{_show_seed(config)}`, plan fingerprint `{plan.fingerprint}`.",
+            f"`{PROVENANCE_NAME}` says for every tensor what was done to it, and has the digest of every shard.",
             "",
             "## Limits",
             "",
@@ -62,11 +65,29 @@ def draw_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterato
 
 
 def escape(text: str) -> str:
-    """Text from a checkpoint or a configuration, made harmless in Markdown."""
-    flat = " ".join(text.split())
-    for sign in "\\`*_[]<>|#~$":
-        flat = flat.replace(sign, f"&#{ord(sign)};") if sign in "<>|`" else flat.replace(sign, f"\\{sign}")
-    return flat
+    """Text from a checkpoint or a configuration, made harmless in Markdown: one line that is nothing but text."""
+    shown = "".join(sign if sign.isprintable() else " " for sign in text)
+    return " ".join(shown.split()).translate(_ESCAPES)
+
+
+def _draw_recipe(config: MergeConfig) -> Iterator[str]:
+    """The configuration as it was given, in a fence that nothing in it can close."""
+    text = config.source.text or f"# The configuration was given as data; {CONFIG_COPY_NAME} has it.\n"
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    yield f"{fence}yaml"
+    yield text.rstrip("\n")
+    yield fence
+
+
+def _show_seed(config: MergeConfig) -> str:
+    """The option that a run needs to draw the same numbers, where the file says another seed."""
+    if not config.source.text:
+        return ""
+    from xmerge.config import parse_config
+
+    said = parse_config(config.source.text, config.source.name).random_seed
+    return "" if said == config.random_seed else f" --seed {config.random_seed}"
 
 
 def _draw_metadata(plan: MergePlan) -> Iterator[str]:
@@ -74,7 +95,7 @@ def _draw_metadata(plan: MergePlan) -> Iterator[str]:
     yield "---"
     if repos:
         yield "base_model:"
-        yield from (f"- {repo}" for repo in repos)
+        yield from (f"- {json.dumps(repo)}" for repo in repos)
         yield "base_model_relation: merge"
     yield "library_name: transformers"
     yield "pipeline_tag: text-generation"
@@ -89,13 +110,13 @@ def _draw_summary(plan: MergePlan) -> Iterator[str]:
     layers = sum(layer.index is not None for layer in plan.layers)
     donors = [model for index, model in enumerate(plan.models) if index != plan.target]
     yield (
-        f"A merge by `{plan.method}`, made with xmerge. It is exactly a {target.kind} model of {layers} layers, with the "
-        f"config and tokenizer of {escape(target.label)}."
+        f"A merge by `{plan.method}`, made with xmerge. It is exactly a {escape(target.kind)} model of {layers} "
+        f"layers, with the config and tokenizer of {escape(target.label)}."
     )
     yield ""
     for model, part in [(target, "architecture"), *((donor, "donor") for donor in donors)]:
         commit = f" at `{model.commit}`" if model.commit else ""
-        yield f"- {part}: {escape(model.label)} ({model.kind}, {model.layers} layers){commit}"
+        yield f"- {part}: {escape(model.label)} ({escape(model.kind)}, {model.layers} layers){commit}"
     yield ""
 
 
@@ -113,7 +134,7 @@ def _draw_layer_map(plan: MergePlan) -> Iterator[str]:
     yield ""
 
 
-def _draw_losses(plan: MergePlan) -> Iterator[str]:
+def _draw_losses(plan: MergePlan, config: MergeConfig) -> Iterator[str]:
     dropped = [
         f"{model.label}: {', '.join(model.dropped)} dropped, the target has no such tensor."
         for model in plan.models
@@ -127,7 +148,8 @@ def _draw_losses(plan: MergePlan) -> Iterator[str]:
                     [] if layer.index is None else [layer.index]
                 )
     kept = [f"{text}{f' (layers {show_ranges(layers)})' if layers else ''}." for text, layers in absent.items()]
-    lines = [*plan.warnings, *dropped, *kept, *(f"config.json, {edit}" for edit in plan.config_edits)]
+    warnings = [tell_from_output(warning, config) for warning in plan.warnings]
+    lines = [*warnings, *dropped, *kept, *(f"config.json, {edit}" for edit in plan.config_edits)]
     if lines:
         yield "## Dropped, kept, changed"
         yield ""
@@ -158,8 +180,8 @@ def _draw_limits(plan: MergePlan) -> Iterator[str]:
     kinds = {model.kind for model in plan.models}
     if len(kinds) > 1:
         yield (
-            "The models are of different families and were trained apart. Interpolating such weights is an experiment: in a "
-            "controlled test it behaved like adding noise of the same size. Measure before you rely on it."
+            "The models are of different families and were trained apart. Interpolating such weights is an experiment: "
+            "in a controlled test it behaved like adding noise of the same size. Measure before you rely on it."
         )
     else:
         yield "A merge says nothing about quality: measure it on your own task before you rely on it."

@@ -9,6 +9,8 @@ from pathlib import Path
 from xmerge.architecture import resolve
 from xmerge.config import MergeConfig
 from xmerge.engine import LayerResult, merge_layer
+from xmerge.engine.devices import choose_device
+from xmerge.errors import Interrupted
 from xmerge.interrupt import clear_stop, request_stop
 from xmerge.output import Publication, assemble, publish, upload
 from xmerge.planning import MergePlan, map_slices
@@ -39,6 +41,7 @@ def merge(
     device: str = "auto",
     workers: int = 2,
     store: Path | None = None,
+    trial: bool = True,
     reporter: Reporter | None = None,
 ) -> MergeOutcome:
     """Merge models into a checkpoint that appears at `out`, whole or not at all.
@@ -49,6 +52,7 @@ def merge(
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         workers: Layers under way at once; the bytes do not depend on it.
         store: A store of finished layers to keep and share.
+        trial: Load the output with transformers before it appears.
         reporter: Told how far the merge has come.
 
     Raises:
@@ -61,6 +65,7 @@ def merge(
     tell.stage("map_slices")
     plan = map_slices(config, architecture)
     tell.plan_ready(plan)
+    choose_device(device)
     with open_work_folder(out, plan, store) as work:
         if work.finished:
             return MergeOutcome(
@@ -76,7 +81,7 @@ def merge(
         results = merge_layers(plan, folders, work.store, device, workers, tell)
         tell.stage("validate_merge")
         staged = assemble(plan, config, results, work)
-        report = validate(staged, plan, results)
+        report = validate(staged, plan, results, trial=trial)
         report.raise_if_invalid()
         tell.stage("publish_merge")
         publication = publish(staged, config, plan, work)
@@ -94,24 +99,32 @@ def merge_layers(
 ) -> list[LayerResult]:
     """Make every layer, the largest first, several at once; the results are in the plan's order."""
     order = sorted(range(len(plan.layers)), key=lambda index: (-plan.layers[index].bytes_written, index))
-    done = 0
-    with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="layer") as pool:
-        futures = {index: pool.submit(merge_layer, plan, index, folders, store, device) for index in order}
-        try:
-            pending = set(futures.values())
-            while pending:
-                finished, pending = wait(pending, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    done += 1
-                    tell.layer_done(future.result(), done, len(futures))
-        except BaseException:
-            _stop(futures.values())
-            raise
-    return [futures[index].result() for index in range(len(plan.layers))]
+    try:
+        with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="layer") as pool:
+            futures = {pool.submit(merge_layer, plan, index, folders, store, device): index for index in order}
+            try:
+                _wait_for(futures, tell)
+            except BaseException:
+                # Layers under way end at their next block, so that an error or a signal is answered at once.
+                for future in futures:
+                    future.cancel()
+                request_stop()
+                raise
+    except Interrupted:
+        raise
+    except BaseException:
+        clear_stop()  # What one layer's error has stopped is no business of the next run.
+        raise
+    results = {index: future.result() for future, index in futures.items()}
+    return [results[index] for index in range(len(plan.layers))]
 
 
-def _stop(futures: Iterable[Future[LayerResult]]) -> None:
-    """Let layers under way end at their next block, so that an error or a signal is answered at once."""
-    for future in futures:
-        future.cancel()
-    request_stop()
+def _wait_for(futures: Iterable[Future[LayerResult]], tell: Reporter) -> None:
+    """Tell of each layer as it ends; raise the error of the first that has one."""
+    order, done = list(futures), 0
+    pending = set(order)
+    while pending:
+        finished, pending = wait(pending, return_when=FIRST_COMPLETED)
+        for future in (each for each in order if each in finished):
+            done += 1
+            tell.layer_done(future.result(), done, len(order))

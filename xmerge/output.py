@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -13,16 +14,14 @@ from xmerge.card import write_card
 from xmerge.checkpoints.checkpoint import INDEX_NAME
 from xmerge.config import MergeConfig
 from xmerge.engine.results import LayerResult
-from xmerge.engine.shard import storage_error
-from xmerge.errors import OutputExistsError
-from xmerge.files import copy_synced, link_or_copy, sync_folder
+from xmerge.errors import OutputExistsError, SourceChangedError
+from xmerge.files import copy_file, storage_error, sync_file, sync_folder, write_text
+from xmerge.interrupt import check_stop
 from xmerge.planning.plan import MergePlan
-from xmerge.provenance import build_provenance, write_provenance
+from xmerge.provenance import CONFIG_COPY_NAME, build_provenance, write_provenance
 from xmerge.sources import Location, metadata_folder
 from xmerge.values import Value
-from xmerge.work import WorkFolder, remove_work_folder
-
-CONFIG_COPY_NAME = "xmerge_config.yml"
+from xmerge.work import CHAT_TEMPLATE_NAME, WorkFolder, remove_work_folder
 
 
 class Publication(Value):
@@ -44,22 +43,24 @@ def assemble(plan: MergePlan, config: MergeConfig, results: Sequence[LayerResult
         work: The locked work folder.
 
     Raises:
-        StorageError: A file cannot be written.
+        StorageError: A file cannot be written, or another run has replaced a layer in the store.
+        SourceChangedError: A file that goes along from the target is gone.
     """
     staged = work.staged
     try:
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir()
         for index, result in enumerate(results):
-            link_or_copy(work.store.shard_path(result.fingerprint), staged / plan.shard_name(index))
+            check_stop()
+            work.store.give(result, staged / plan.shard_name(index))
         _write_texts(staged, plan, config, results)
         _copy_side_files(staged, plan)
         write_index(staged, plan)
         for path in sorted(staged.iterdir()):
-            _sync(path)
+            sync_file(path)
         sync_folder(staged)
     except OSError as error:
-        raise storage_error(error, work.path) from error
+        raise storage_error(error, work.path, needed=plan.bytes_written) from error
     return staged
 
 
@@ -69,7 +70,7 @@ def write_index(folder: Path, plan: MergePlan) -> None:
         tensor.name: plan.shard_name(index) for index, layer in enumerate(plan.layers) for tensor in layer.tensors
     }
     index = {"metadata": {"total_size": plan.bytes_written}, "weight_map": dict(sorted(weight_map.items()))}
-    (folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    write_text(folder / INDEX_NAME, json.dumps(index, indent=2) + "\n")
 
 
 def publish(staged: Path, config: MergeConfig, plan: MergePlan, work: WorkFolder) -> Publication:
@@ -77,18 +78,20 @@ def publish(staged: Path, config: MergeConfig, plan: MergePlan, work: WorkFolder
 
     Raises:
         OutputExistsError: Something has appeared in its place meanwhile.
-        StorageError: The rename failed.
+        StorageError: It cannot be put there.
         HubError: The upload failed; the output is in its place all the same.
     """
     try:
-        work.out.parent.mkdir(parents=True, exist_ok=True)
         os.rename(staged, work.out)
-        sync_folder(work.out.parent)
     except OSError as error:
-        if work.out.exists():
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise OutputExistsError(
                 f"{work.out} appeared while the merge ran.", remedy="move it away and run again: every layer is kept."
             ) from error
+        raise storage_error(error, work.out) from error
+    try:
+        sync_folder(work.out.parent)
+    except OSError as error:
         raise storage_error(error, work.out.parent) from error
     remove_work_folder(work)
     return upload(work.out, config, plan)
@@ -110,11 +113,10 @@ def upload(folder: Path, config: MergeConfig, plan: MergePlan) -> Publication:
 
 
 def _write_texts(staged: Path, plan: MergePlan, config: MergeConfig, results: Sequence[LayerResult]) -> None:
-    (staged / "config.json").write_text(plan.config_text, encoding="utf-8")
+    write_text(staged / "config.json", plan.config_text)
     text = config.source.text or json.dumps(config.model_dump(mode="json"), indent=2) + "\n"
-    (staged / CONFIG_COPY_NAME).write_text(text, encoding="utf-8")
-    provenance = build_provenance(plan, config, results)
-    write_provenance(staged, provenance)
+    write_text(staged / CONFIG_COPY_NAME, text)
+    write_provenance(staged, build_provenance(plan, config, results))
     write_card(staged, plan, config, results)
 
 
@@ -125,11 +127,12 @@ def _copy_side_files(staged: Path, plan: MergePlan) -> None:
     )
     folder = metadata_folder(location)
     for name in plan.side_files:
-        copy_synced(folder / name, staged / name)
+        try:
+            copy_file(folder / name, staged / name)
+        except FileNotFoundError as error:
+            raise SourceChangedError(
+                f"{target.label}/{name} is gone since the plan was made.",
+                remedy="leave the inputs alone during a merge, and run it again.",
+            ) from error
     if plan.chat_template is not None:
-        (staged / "chat_template.jinja").write_text(plan.chat_template, encoding="utf-8")
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+        write_text(staged / CHAT_TEMPLATE_NAME, plan.chat_template)

@@ -8,8 +8,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xmerge.checkpoints.checkpoint import read_json_object
+from xmerge.checkpoints.checkpoint import is_plain_shard_name, read_json_object
 from xmerge.errors import CheckpointError
+from xmerge.files import write_text
 from xmerge.planning.plan import ENGINE_VERSION, MergePlan, TensorPlan
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from xmerge.engine.results import LayerResult, TensorResult
 
 PROVENANCE_NAME = "provenance.json"
+CONFIG_COPY_NAME = "xmerge_config.yml"
+"""The configuration as it was given, in the output."""
 
 
 def build_provenance(plan: MergePlan, config: MergeConfig, results: Sequence[LayerResult]) -> dict[str, Any]:
@@ -46,7 +49,7 @@ def build_provenance(plan: MergePlan, config: MergeConfig, results: Sequence[Lay
         ],
         "layer_map": [list(meeting) for meeting in plan.layer_map],
         "config_edits": list(plan.config_edits),
-        "warnings": list(plan.warnings),
+        "warnings": [tell_from_output(warning, config) for warning in plan.warnings],
         "shards": [
             {"file": plan.shard_name(index), "layer": result.label, "bytes": result.bytes, "sha256": result.sha256}
             for index, result in enumerate(results)
@@ -59,9 +62,15 @@ def build_provenance(plan: MergePlan, config: MergeConfig, results: Sequence[Lay
     }
 
 
+def tell_from_output(text: str, config: MergeConfig) -> str:
+    """A warning that names a place in the configuration, by the name that it has in the output."""
+    name = config.source.name
+    return f"{CONFIG_COPY_NAME}{text.removeprefix(name)}" if text.startswith((f"{name}:", f"{name},")) else text
+
+
 def write_provenance(folder: Path, provenance: dict[str, Any]) -> None:
     """Write it beside the weights."""
-    (folder / PROVENANCE_NAME).write_text(json.dumps(provenance, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    write_text(folder / PROVENANCE_NAME, json.dumps(provenance, indent=1, sort_keys=True) + "\n")
 
 
 def read_provenance(folder: Path) -> dict[str, Any] | None:
@@ -70,7 +79,19 @@ def read_provenance(folder: Path) -> dict[str, Any] | None:
         provenance = read_json_object(folder / PROVENANCE_NAME, PROVENANCE_NAME)
     except CheckpointError:
         return None
-    return provenance if isinstance(provenance.get("plan_fingerprint"), str) else None
+    shards = provenance.get("shards")
+    if not isinstance(provenance.get("plan_fingerprint"), str) or not isinstance(shards, list):
+        return None
+    return provenance if all(_is_shard(shard) for shard in shards) else None
+
+
+def _is_shard(stated: Any) -> bool:
+    return (
+        isinstance(stated, dict)
+        and is_plain_shard_name(stated.get("file"))
+        and type(stated.get("bytes")) is int
+        and isinstance(stated.get("sha256"), str)
+    )
 
 
 def _describe_tensor(plan: MergePlan, tensor: TensorPlan, outcome: TensorResult) -> dict[str, Any]:

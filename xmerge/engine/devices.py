@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 
 from xmerge.errors import PlanError
@@ -17,13 +19,14 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     if name == "cpu":
         return torch.device("cpu")
-    number = name.removeprefix("cuda").removeprefix(":")
-    if not name.startswith("cuda") or not (number.isdigit() or number == ""):
+    match = re.fullmatch(r"cuda(?::([0-9]{1,4}))?", name)
+    if match is None:
         raise PlanError(f"there is no device '{name}'.", remedy="use auto, cpu, cuda or cuda:N.")
-    if not torch.cuda.is_available() or int(number or 0) >= torch.cuda.device_count():
+    number, count = int(match[1] or 0), torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if number >= count:
         raise PlanError(
             f"this machine has no device '{name}'.",
-            why=f"torch {torch.__version__} sees {torch.cuda.device_count()} GPUs.",
+            why=f"torch {torch.__version__} sees {count} GPU{'' if count == 1 else 's'}.",
             remedy="use --device cpu, or auto.",
         )
-    return torch.device(f"cuda:{number or 0}")
+    return torch.device(f"cuda:{number}")

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from pathlib import Path
+from typing import Self
 
 from xmerge.checkpoints.headers import build_header
 from xmerge.engine.reading import OpenSources
 from xmerge.engine.scan import scan_shard
-from xmerge.errors import StorageError
+from xmerge.files import DISK_FULL, storage_error
 from xmerge.interrupt import check_stop
-from xmerge.planning.plan import LayerPlan, Source
+from xmerge.planning.plan import LayerPlan, Segment, Source
+from xmerge.store import hold
 
 COPY_BYTES = 64 * 2**20
-_NO_KERNEL_COPY = (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+MEMORY_BYTES = 4 * 2**20
+_NO_RESERVATION = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 
 class ShardWriter:
@@ -25,14 +29,15 @@ class ShardWriter:
         header, entries = build_header((tensor.name, tensor.dtype, tensor.shape) for tensor in layer.tensors)
         self._header = header
         self._entries = entries
-        self._places = {entry.name: len(header) + entry.begin for entry in entries}
+        self._places = {entry.name: (len(header) + entry.begin, entry.end - entry.begin) for entry in entries}
+        self._missing = {entry.name: entry.end - entry.begin for entry in entries}
         self.size = len(header) + (entries[-1].end if entries else 0)
         self._descriptor = -1
 
-    def __enter__(self) -> ShardWriter:
+    def __enter__(self) -> Self:
         try:
-            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-            os.posix_fallocate(self._descriptor, 0, self.size)
+            self._descriptor = _create(self.path)
+            _reserve(self._descriptor, self.size)
             self._write_at(memoryview(self._header), 0)
         except OSError as error:
             self._abandon()
@@ -44,74 +49,113 @@ class ShardWriter:
             self._abandon()
         elif self._descriptor >= 0:
             os.close(self._descriptor)
+            self._descriptor = -1
 
     def write(self, name: str, at: int, data: memoryview) -> None:
-        """Write bytes of a tensor, from its byte `at` on."""
+        """Write bytes of a tensor, from its byte `at` on.
+
+        Raises:
+            StorageError: They cannot be written.
+        """
+        place, size = self._places[name]
+        assert 0 <= at <= size - len(data)
         try:
-            self._write_at(data, self._places[name] + at)
+            self._write_at(data, place + at)
         except OSError as error:
             raise storage_error(error, self.path.parent, needed=self.size) from error
+        self._missing[name] -= len(data)
 
     def copy(self, name: str, source: Source, sources: OpenSources) -> None:
-        """Let the kernel copy a tensor's bytes from its source."""
-        place = self._places[name]
+        """Let the kernel copy a tensor's bytes from its source.
+
+        Raises:
+            CheckpointError: The source cannot be read, or has become shorter.
+            StorageError: The bytes cannot be written.
+        """
+        done = 0
         for segment in source.segments:
-            descriptor = sources.descriptor(source.model, segment.file)
-            self._copy_range(descriptor, segment.offset, place, segment.nbytes)
-            place += segment.nbytes
+            assert done + segment.nbytes <= self._places[name][1]
+            self._copy_segment(name, done, source.model, segment, sources)
+            done += segment.nbytes
 
     def seal(self) -> tuple[str, dict[str, int]]:
         """Read the shard back: its SHA-256, and how many numbers of each tensor are NaN or infinite."""
+        assert not any(self._missing.values()), f"not every byte was written exactly once: {self._missing}"
         sha256, nonfinite = scan_shard(self._descriptor, len(self._header), self._entries)
         return sha256, {name: count for name, (count, _) in nonfinite.items()}
 
     def sync(self) -> None:
-        """Wait until the shard is on the disk."""
+        """Wait until the shard is on the disk.
+
+        Raises:
+            StorageError: It did not get there.
+        """
         try:
             os.fsync(self._descriptor)
         except OSError as error:
             raise storage_error(error, self.path.parent, needed=self.size) from error
 
-    def _copy_range(self, descriptor: int, offset: int, place: int, left: int) -> None:
-        while left:
+    def _copy_segment(self, name: str, at: int, model: int, segment: Segment, sources: OpenSources) -> None:
+        descriptor, place = sources.descriptor(model, segment.file), self._places[name][0] + at
+        done = 0
+        while done < segment.nbytes:
             check_stop()
-            try:
-                count = os.copy_file_range(descriptor, self._descriptor, min(left, COPY_BYTES), offset, place)
-            except OSError as error:
-                if error.errno not in _NO_KERNEL_COPY:
-                    raise storage_error(error, self.path.parent, needed=self.size) from error
-                count = self._copy_through_memory(descriptor, offset, place, min(left, COPY_BYTES))
+            left = segment.nbytes - done
+            count = self._copy_in_kernel(descriptor, segment.offset + done, place + done, min(left, COPY_BYTES))
             if count == 0:
-                raise StorageError(f"{self.path.name} could not be filled.", why="a source ended early.")
-            offset, place, left = offset + count, place + count, left - count
+                count = min(left, MEMORY_BYTES)
+                data = memoryview(bytearray(count))
+                sources.read(model, segment, done, data)
+                self.write(name, at + done, data)
+            else:
+                self._missing[name] -= count
+            done += count
 
-    def _copy_through_memory(self, descriptor: int, offset: int, place: int, count: int) -> int:
-        """The same copy where source and store are on file systems that the kernel cannot copy between."""
-        data = os.pread(descriptor, count, offset)
-        self._write_at(memoryview(data), place)
-        return len(data)
+    def _copy_in_kernel(self, descriptor: int, offset: int, place: int, count: int) -> int:
+        """How many bytes were copied; 0 where the kernel cannot, and a way through memory says whose fault it is."""
+        try:
+            return os.copy_file_range(descriptor, self._descriptor, count, offset, place)
+        except OSError as error:
+            if error.errno in DISK_FULL:
+                raise storage_error(error, self.path.parent, needed=self.size) from error
+            return 0
 
     def _write_at(self, data: memoryview, place: int) -> None:
         done = 0
         while done < len(data):
-            done += os.pwrite(self._descriptor, data[done:], place + done)
+            count = os.pwrite(self._descriptor, data[done:], place + done)
+            if count == 0:
+                raise OSError(errno.EIO, "nothing was written")
+            done += count
 
     def _abandon(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        if self._descriptor < 0:
+            return
+        with contextlib.suppress(OSError):
             self.path.unlink(missing_ok=True)
+        os.close(self._descriptor)
+        self._descriptor = -1
 
 
-def storage_error(error: OSError, folder: Path, *, needed: int | None = None) -> StorageError:
-    """The error for a failed write: what is needed and what there is, for a full disk."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        free = os.statvfs(folder)
-        available = free.f_bavail * free.f_frsize
-        told = f"{needed:,} bytes are needed at once and " if needed else ""
-        return StorageError(
-            f"there is no space left in {folder}.",
-            why=f"{told}{available:,} bytes are free ({error.strerror}).",
-            remedy="free some space and run the same command again: finished layers are kept.",
-        )
-    return StorageError(f"{folder} cannot be written: {error.strerror}.", remedy="check the folder, then run again.")
+def _create(path: Path) -> int:
+    """A new file of ours alone; made again if a sweep took it before it was locked."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            hold(descriptor)
+        except OSError:
+            os.close(descriptor)
+            raise
+        if os.fstat(descriptor).st_nlink:
+            return descriptor
+        os.close(descriptor)
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    """Take the space now, so that a full disk is known now; where that cannot be, only the size is set."""
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        if error.errno not in _NO_RESERVATION:
+            raise
+        os.ftruncate(descriptor, size)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from xmerge.architecture import ResolvedModel
+from xmerge.architecture import Family, ResolvedModel
 from xmerge.architecture.models import config_dtype
 from xmerge.checkpoints import MERGEABLE_DTYPES, Checkpoint, torch_name_of
 from xmerge.checkpoints.checkpoint import INDEX_NAME, read_json_object
@@ -16,6 +16,7 @@ from xmerge.validation.findings import Finding
 Expected = Mapping[str, tuple[tuple[int, ...], str | None]]
 """name -> (shape, dtype or None where any float dtype will do)."""
 
+HEAD_NAME = "lm_head.weight"
 _LAYER = re.compile(r"\.(\d+)\.")
 
 
@@ -47,33 +48,50 @@ def check_tensors(expected: Expected, checkpoint: Checkpoint, owner: str) -> Ite
         yield from _check_tensor(name, expected[name], checkpoint, owner)
 
 
+def check_family(checkpoint: Checkpoint, family: Family, axes: Mapping[str, int], *, tied: bool) -> Iterator[Finding]:
+    """Every tensor that the family does not have with this config.json, every one that lacks, and wrong shapes.
+
+    A layer that should not be there, or is not, is one finding and not one for each of its tensors.
+    """
+    config, owner = checkpoint.config, f"{family.family} with this config.json"
+    stated = set(range(axes["layers"]))
+    present = {layer for layer in map(_layer, checkpoint.tensors) if layer is not None}
+    if present != stated:
+        yield _wrong_layers(axes["layers"], axes["layers"], len(present))
+    expected: dict[str, tuple[tuple[int, ...], str | None]] = {}
+    for template in (*family.before, *family.layer, *family.after):
+        if template.exists(config, tied=tied):
+            layers = sorted(stated & present) if template in family.layer else [0]
+            expected |= {template.name.format(layer=layer): (template.shape(axes), None) for layer in layers}
+    for finding in check_tensors(expected, checkpoint, owner):
+        is_stray_head = tied and finding.tensor == HEAD_NAME
+        is_buffer = finding.code == "foreign_tensor" and str(finding.tensor).endswith("rotary_emb.inv_freq")
+        if not is_stray_head and not is_buffer and (finding.layer is None or finding.layer in stated):
+            yield finding
+
+
 def check_layers(model: ResolvedModel, expected: int) -> Iterator[Finding]:
     """Whether config.json says as many layers as there should be and as there are weights for."""
     present = sorted({spec.layer for spec in model.tensors if spec.layer is not None})
     if model.layers != expected or present != list(range(expected)):
-        yield Finding(
-            code="layer_count",
-            text=f"{expected} layers are expected, config.json says {model.layers}, and there are weights for {len(present)}.",
-            remedy="make the checkpoint again.",
-        )
+        yield _wrong_layers(expected, model.layers, len(present))
 
 
 def check_head(checkpoint: Checkpoint, *, tied: bool) -> Iterator[Finding]:
     """A head of its own under tied embeddings is never read."""
-    if tied and "lm_head.weight" in checkpoint.tensors:
+    if tied and HEAD_NAME in checkpoint.tensors:
         yield Finding(
             code="stray_head",
-            text="'lm_head.weight' is there, and config.json ties the output to the embeddings: it is never read.",
+            text=f"'{HEAD_NAME}' is there, and config.json ties the output to the embeddings: it is never read.",
             remedy="remove it, or set tie_word_embeddings to false.",
-            tensor="lm_head.weight",
+            tensor=HEAD_NAME,
         )
 
 
 def check_vocabulary(model: ResolvedModel, folder: Path) -> Iterator[Finding]:
-    """Whether embeddings have as many rows as config.json and at least as many as the tokenizer says."""
+    """Whether the embedding has a row for every token that the tokenizer can give."""
     embedding = model.by_role.get((None, "token_embd"))
-    size = model.axes.get("vocab")
-    if embedding is None or size is None:
+    if embedding is None:
         return
     rows = embedding[0].shape[0]
     path = folder / "tokenizer.json"
@@ -120,6 +138,14 @@ def check_total_size(folder: Path, checkpoint: Checkpoint) -> Iterator[Finding]:
             remedy=f"write {total}.",
             severity="warning",
         )
+
+
+def _wrong_layers(expected: int, stated: int, present: int) -> Finding:
+    return Finding(
+        code="layer_count",
+        text=f"{expected} layers are expected, config.json says {stated}, and there are weights for {present}.",
+        remedy="make the checkpoint again.",
+    )
 
 
 def _check_tensor(

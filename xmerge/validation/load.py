@@ -21,7 +21,7 @@ def load(folder: str) -> dict[str, Any]:
     torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        supported = type(config) in AutoModelForCausalLM._model_mapping
+        supported = type(config) in AutoModelForCausalLM._model_mapping  # noqa: SLF001 - nothing public says it
     except ValueError as error:
         if "does not recognize" in str(error) or "trust_remote_code" in str(error):
             return {"skipped": f"this transformers does not know the model type ({str(error).splitlines()[0][:120]})"}
@@ -51,4 +51,4 @@ if __name__ == "__main__":
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    print(json.dumps(load(sys.argv[1])))
+    sys.stdout.write(json.dumps(load(sys.argv[1])) + "\n")

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xmerge.architecture import describe_model
-from xmerge.errors import XmergeError
+from xmerge.checkpoints import read_checkpoint
+from xmerge.errors import CheckpointError
 from xmerge.planning.plan import MergePlan
 from xmerge.sources import Location
 from xmerge.validation.checks import (
+    Expected,
     check_dtype,
     check_head,
     check_layers,
@@ -19,13 +21,13 @@ from xmerge.validation.checks import (
     check_vocabulary,
 )
 from xmerge.validation.findings import Finding, ValidationReport, join_reports
-from xmerge.validation.trial import try_loading
+from xmerge.validation.trial import AS_ASKED, skip_loading, try_loading
 
 if TYPE_CHECKING:
     from xmerge.engine.results import LayerResult
 
 
-def validate(staged: Path, plan: MergePlan, results: Sequence[LayerResult]) -> ValidationReport:
+def validate(staged: Path, plan: MergePlan, results: Sequence[LayerResult], *, trial: bool = True) -> ValidationReport:
     """Whether an assembled output is exactly what was planned, and a whole model.
 
     Digests are not taken again: every layer was hashed in this run, when it was made or when it was found in the store.
@@ -34,20 +36,22 @@ def validate(staged: Path, plan: MergePlan, results: Sequence[LayerResult]) -> V
         staged: The folder with the output.
         plan: What it should be.
         results: One for each layer of the plan, in its order.
+        trial: Load it with transformers, where that is possible.
     """
+    expected = {tensor.name: (tensor.shape, tensor.dtype) for tensor in plan.tensors}
+    target = plan.models[plan.target]
+    owner = f"{target.kind} ({target.label})"
     try:
         model = describe_model(Location(reference=str(staged), label="the output", folder=staged))
-    except XmergeError as error:
+    except CheckpointError as error:
         finding = Finding(code="damaged", text=str(error), remedy="run the merge again.")
-        return ValidationReport(findings=(finding,), facts=())
-    expected = {tensor.name: (tensor.shape, tensor.dtype) for tensor in plan.tensors}
-    layers = sum(layer.index is not None for layer in plan.layers)
-    target = plan.models[plan.target]
+        return ValidationReport(findings=(finding, *_check_names(staged, expected, owner)), facts=())
     findings = (
-        *check_tensors(expected, model.checkpoint, f"{target.kind} ({target.label})"),
-        *check_layers(model, layers),
+        *check_tensors(expected, model.checkpoint, owner),
+        *check_layers(model, sum(layer.index is not None for layer in plan.layers)),
         *check_head(model.checkpoint, tied=model.tied),
-        *check_vocabulary(model, staged),
+        # The tokenizer and the number of rows are the target's own, and no reason to refuse what was made of it.
+        *(finding.model_copy(update={"severity": "warning"}) for finding in check_vocabulary(model, staged)),
         *check_dtype(model.checkpoint),
         *check_total_size(staged, model.checkpoint),
         *_check_nonfinite(plan, results),
@@ -60,9 +64,27 @@ def validate(staged: Path, plan: MergePlan, results: Sequence[LayerResult]) -> V
         ("layers", str(model.layers)),
         ("parameters", f"{sum(tensor.elements for tensor in plan.tensors):,}"),
         ("bytes", f"{sum(tensor.nbytes for tensor in tensors):,}"),
+        ("layers in the store", _tell_links(staged)),
     )
     report = ValidationReport(findings=findings, facts=facts)
-    return join_reports([report, try_loading(staged)]) if report.ok else report
+    if not report.ok:
+        return report
+    return join_reports([report, try_loading(staged) if trial else skip_loading(AS_ASKED)])
+
+
+def _check_names(staged: Path, expected: Expected, owner: str) -> Iterator[Finding]:
+    """What the headers show of an output that contradicts itself."""
+    try:
+        checkpoint = read_checkpoint(staged, "the output")
+    except CheckpointError:
+        return
+    yield from check_tensors(expected, checkpoint, owner)
+
+
+def _tell_links(staged: Path) -> str:
+    shards = list(staged.glob("*.safetensors"))
+    copied = sum(shard.stat().st_nlink == 1 for shard in shards)
+    return f"{copied} of {len(shards)} copied, because they could not be linked" if copied else "linked"
 
 
 def _check_nonfinite(plan: MergePlan, results: Sequence[LayerResult]) -> Iterator[Finding]:
@@ -72,7 +94,7 @@ def _check_nonfinite(plan: MergePlan, results: Sequence[LayerResult]) -> Iterato
                 label = plan.models[tensor.sources[0].model].label
                 yield Finding(
                     code="nonfinite",
-                    text=f"{layer.label}: '{tensor.name}', taken from {label}, holds {outcome.nonfinite} NaN or infinity.",
+                    text=f"{layer.label}: '{tensor.name}', from {label}, holds {outcome.nonfinite} NaN or infinity.",
                     remedy=f"repair {label}.",
                     tensor=tensor.name,
                     layer=layer.index,

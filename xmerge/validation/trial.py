@@ -5,39 +5,80 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+from xmerge.interrupt import check_stop
 from xmerge.validation.findings import Finding, ValidationReport
 
 LARGEST_BYTES = 4 * 2**30
+SECONDS_BETWEEN_LOOKS = 0.1
+AS_ASKED = "skipped as asked"
 FACT = "loaded with transformers"
+PROGRAM = Path(__file__).with_name("load.py")
 
 
 def try_loading(folder: Path) -> ValidationReport:
     """Load a checkpoint strictly and run one forward pass, where transformers is installed and memory allows.
 
     A process of its own keeps the memory apart, and survives what a model does to it.
+
+    Raises:
+        Interrupted: A stop was requested.
     """
     reason = _why_not(folder)
     if reason:
-        return ValidationReport(findings=(), facts=((FACT, f"no: {reason}"),))
-    command = [sys.executable, "-m", "xmerge.validation.load", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    try:
-        answer = json.loads(done.stdout.splitlines()[-1])
-    except (IndexError, ValueError):
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        answer = {"faults": [f"the loading process ended with status {done.returncode}: {last}"]}
+        return skip_loading(reason)
+    status, told, complaints = _run_program(folder)
+    if status == -signal.SIGKILL:
+        return skip_loading("the loading process was killed, most likely for want of memory")
+    answer = _read_answer(told)
+    if answer is None:
+        last = (complaints.strip().splitlines() or ["no output"])[-1]
+        answer = {"faults": [f"the loading process ended with status {status}: {last}"]}
     if answer.get("skipped"):
-        return ValidationReport(findings=(), facts=((FACT, f"no: {answer['skipped']}"),))
+        return skip_loading(answer["skipped"])
     findings = tuple(
         Finding(code="load", text=text, remedy="compare config.json with the weights; `xmerge verify` lists both.")
         for text in answer["faults"]
     )
-    told = "failed" if findings else f"{answer['class']}, strictly; the logits of a short input are finite"
-    return ValidationReport(findings=findings, facts=((FACT, told),))
+    outcome = "failed" if findings else f"{answer['class']}, strictly; the logits of a short input are finite"
+    return ValidationReport(findings=findings, facts=((FACT, outcome),))
+
+
+def skip_loading(reason: str) -> ValidationReport:
+    """The report of a trial that was not made, and why."""
+    return ValidationReport(findings=(), facts=((FACT, f"no: {reason}"),))
+
+
+def _run_program(folder: Path) -> tuple[int, str, str]:
+    """Status, output and complaints of the loading process; it is ended when a stop is requested."""
+    # By its path and with -P, because Python would else import from the current folder, which may be a checkpoint's.
+    command = [sys.executable, "-P", str(PROGRAM), str(folder.absolute())]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, encoding="utf-8", errors="replace") as process:
+        try:
+            while True:
+                check_stop()
+                try:
+                    told, complaints = process.communicate(timeout=SECONDS_BETWEEN_LOOKS)
+                except subprocess.TimeoutExpired:
+                    continue
+                return process.returncode, told, complaints
+        except BaseException:
+            process.kill()
+            raise
+
+
+def _read_answer(told: str) -> dict[str, Any] | None:
+    try:
+        answer = json.loads(told.splitlines()[-1])
+    except (IndexError, ValueError):
+        return None
+    return answer if isinstance(answer, dict) else None
 
 
 def _why_not(folder: Path) -> str | None:
