@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import logging
+import math
 import threading
 import time
 from importlib import import_module
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
 
 SECONDS_TO_STOP = 1.0
 SECONDS_TO_REPORT = 20.0
+SECONDS_TO_REPORT_IF_STOPPED = 0.5
 SECONDS_FOR_HISTORY = 15.0
-SECONDS_FOR_HISTORY_IF_STOPPED = 0.6
+SECONDS_FOR_HISTORY_IF_STOPPED = 0.5
 
 
 def run_merge(
@@ -100,7 +102,7 @@ class _FlowCall:
         reported = not thread.is_alive() and (self._raised is None or self._raised is self._watch.failure)
         recorded = reported and self._record()
         error = self._find_error()
-        if not recorded:
+        if self._signals.came or not recorded:
             leave_anyway(_exit_code(error))
         if error is not None:
             raise error
@@ -122,24 +124,26 @@ class _FlowCall:
 
     def _wait_for(self, thread: threading.Thread) -> None:
         """Return when the flow has ended, or soon after a signal, or when it can no longer report that it is done."""
-        done_at: float | None = None
+        stop_at: float | None = None
+        report_at: float | None = None
         while thread.is_alive():
             thread.join(0.05)
-            if self._signals.came:
-                thread.join(SECONDS_TO_STOP)
-                return
-            if done_at is None and (self._watch.outcome or self._watch.failure):
-                done_at = time.monotonic()
-            if done_at is not None and time.monotonic() > done_at + SECONDS_TO_REPORT:
+            if stop_at is None and self._signals.came:
+                stop_at = time.monotonic() + SECONDS_TO_STOP
+            if report_at is None and (self._watch.outcome or self._watch.failure):
+                patience = SECONDS_TO_REPORT_IF_STOPPED if self._signals.came else SECONDS_TO_REPORT
+                report_at = time.monotonic() + patience
+            if time.monotonic() > min(stop_at or math.inf, report_at or math.inf):
                 return
 
     def _record(self) -> bool:
-        from flows.history import wait_for_history
+        from flows.history import send_what_is_left, wait_for_history
 
-        if not self._api.is_embedded or self._watch.flow_run_id is None:
-            return True
         patience = SECONDS_FOR_HISTORY_IF_STOPPED if self._signals.came else SECONDS_FOR_HISTORY
-        return wait_for_history(self._watch.flow_run_id, self._watch.task_runs, patience)
+        sent = send_what_is_left(patience)
+        if not self._api.is_embedded or self._watch.flow_run_id is None:
+            return sent
+        return sent and wait_for_history(self._watch.flow_run_id, self._watch.task_runs, patience)
 
     def _find_error(self) -> BaseException | None:
         """What to raise: nothing if the output is in place, whatever happened to the reporting after it."""

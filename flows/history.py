@@ -20,15 +20,24 @@ from prefect.exceptions import PrefectException
 from prefect.logging.handlers import APILogWorker
 
 
+def send_what_is_left(patience: float) -> bool:
+    """Whether the API has taken, before patience ends, the events and log lines that this process still holds."""
+    deadline = time.monotonic() + patience
+    for worker in (EventsWorker, APILogWorker):
+        drained = worker.drain_all(timeout=max(0.0, deadline - time.monotonic()))
+        # A coroutine only where an event loop runs.
+        if not isinstance(drained, tuple) or drained[1]:
+            return False
+    return True
+
+
 def wait_for_history(flow_run: str, task_runs: int, patience: float) -> bool:
-    """Send what is not sent yet; whether the server then knows the end of every task run, before patience ends.
+    """Whether the server knows the end of every task run; asked until it does or patience ends.
 
     An embedded server dies with what it has not recorded: of a run of 128 cached tasks it had 7 to 27 when the flow
     returned. Each batch is recorded about a second after it came.
     """
     deadline = time.monotonic() + patience
-    EventsWorker.drain_all(timeout=patience)
-    APILogWorker.drain_all(timeout=max(0.0, deadline - time.monotonic()))
     try:
         with get_client(sync_client=True) as client:
             while _count_ended(client, UUID(flow_run)) < task_runs:

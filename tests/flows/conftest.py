@@ -1,0 +1,70 @@
+"""One Prefect server for all tests of the flow: the embedded one itself, with a home of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flows.settings import apply_settings
+
+# Before Prefect is imported, which is when it reads them. The tests ask more often than people do.
+os.environ.setdefault("PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL", "0.1")
+apply_settings()
+
+from prefect.settings import (  # noqa: E402
+    PREFECT_API_DATABASE_CONNECTION_URL,
+    PREFECT_API_URL,
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+    PREFECT_HOME,
+    PREFECT_LOCAL_STORAGE_PATH,
+    temporary_settings,
+)
+
+from flows.history import send_what_is_left  # noqa: E402
+from flows.server import EmbeddedServer  # noqa: E402
+from tests.flows.tiny import Bench, write_llama  # noqa: E402
+from xmerge.validation import ValidationReport  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def prefect_home(tmp_path_factory) -> Path:
+    """Where Prefect keeps what it keeps."""
+    return Path(tmp_path_factory.mktemp("prefect"))
+
+
+@pytest.fixture(scope="session")
+def api_url(prefect_home) -> Iterator[str]:
+    """The address of a running server, to which every flow of these tests reports."""
+    home = {
+        PREFECT_HOME: prefect_home,
+        PREFECT_LOCAL_STORAGE_PATH: prefect_home / "storage",
+        PREFECT_API_DATABASE_CONNECTION_URL: f"sqlite+aiosqlite:///{prefect_home}/prefect.db",
+    }
+    with temporary_settings(updates=home):
+        server = EmbeddedServer()
+        try:
+            server.wait()
+            with temporary_settings(updates={PREFECT_API_URL: server.api_url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+                yield server.api_url
+        finally:
+            send_what_is_left(patience=5)
+            server.stop()
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory) -> Path:
+    """A folder with two tiny models, `base` and `donor`."""
+    folder = Path(tmp_path_factory.mktemp("models"))
+    for seed, name in enumerate(("base", "donor")):
+        write_llama(folder / name, seed)
+    return folder
+
+
+@pytest.fixture
+def bench(models, tmp_path, monkeypatch) -> Bench:
+    """A recipe for the two models and a place for the output; no trial with transformers, which takes seconds."""
+    monkeypatch.setattr("xmerge.validation.outputs.try_loading", lambda _: ValidationReport(findings=(), facts=()))
+    return Bench(models, tmp_path)
