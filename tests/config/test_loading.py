@@ -529,8 +529,8 @@ YAML = {
     "tab": (
         "merge_method:\n\t- a",
         (
-            "recipe.yml is not valid YAML: while scanning for the next token, found character '\\t' that cannot start any "
-            "token.\n  at: recipe.yml, line 2"
+            "recipe.yml is not valid YAML: while scanning for the next token, found character '\\t' that cannot start "
+            "any token.\n  at: recipe.yml, line 2"
         ),
     ),
     "two documents": (

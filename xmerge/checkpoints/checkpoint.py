@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from xmerge.checkpoints.headers import HeaderEntry, damaged, parse_header, read_header_length
+from xmerge.checkpoints.headers import HeaderEntry, parse_header, read_header_length
 from xmerge.errors import CheckpointError
 from xmerge.values import fingerprint_json
 
@@ -173,7 +173,7 @@ def read_weight_map(path: Path, told: str) -> dict[str, str]:
     """The index's tensor -> shard, each shard a plain file name beside the index."""
     weight_map = read_json_object(path, told).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise damaged(told, "it has no weight_map")
+        raise CheckpointError(f"{told} has no weight_map, and so names no shard.", remedy="fetch the file again.")
     for tensor, file in weight_map.items():
         if not is_plain_shard_name(file):
             raise CheckpointError(

@@ -1,0 +1,310 @@
+"""A local checkpoint: whole, or refused with what is wrong with it."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from xmerge.checkpoints import Checkpoint, read_checkpoint
+from xmerge.checkpoints.checkpoint import INDEX_NAME, SINGLE_NAME, is_plain_shard_name
+from xmerge.checkpoints.headers import build_header
+from xmerge.errors import CheckpointError
+
+ONE, TWO = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+
+
+def write_shard(path: Path, *names: str) -> None:
+    """A shard that holds tensors of these names, all zero."""
+    header, entries = build_header((name, "BF16", (2, 3)) for name in names)
+    path.write_bytes(header + bytes(12 * len(entries)))
+
+
+def write_index(folder: Path, weight_map: Any) -> None:
+    """An index that says this."""
+    (folder / INDEX_NAME).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}), encoding="utf-8")
+
+
+def write_single(folder: Path) -> None:
+    """A whole checkpoint in one file."""
+    (folder / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
+    write_shard(folder / SINGLE_NAME, "a", "b")
+
+
+def write_sharded(folder: Path) -> None:
+    """A whole checkpoint in two shards."""
+    (folder / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
+    write_shard(folder / ONE, "a", "b")
+    write_shard(folder / TWO, "c")
+    write_index(folder, {"a": ONE, "b": ONE, "c": TWO})
+
+
+def read(folder: Path) -> Checkpoint:
+    """The checkpoint in a folder, under the name `org/m`."""
+    return read_checkpoint(folder, "org/m")
+
+
+def refuse(folder: Path) -> str:
+    """What is said of a checkpoint that must be refused."""
+    with pytest.raises(CheckpointError) as caught:
+        read(folder)
+    assert caught.value.exit_code == 3
+    return str(caught.value)
+
+
+def test_a_whole_checkpoint_is_known_by_its_headers(tmp_path: Path):
+    """Every tensor of every shard is known with its file, its shape and the place of its bytes in that file."""
+    write_sharded(tmp_path)
+    checkpoint = read(tmp_path)
+    assert checkpoint.config == {"model_type": "llama"}
+    assert [shard.file for shard in checkpoint.shards] == [ONE, TWO]
+    assert list(checkpoint.tensors) == ["a", "b", "c"]
+    b = checkpoint.tensors["b"]
+    assert (b.file, b.dtype, b.shape, b.nbytes) == (ONE, "BF16", (2, 3), 12)
+    assert b.offset + b.nbytes == (tmp_path / ONE).stat().st_size
+
+
+def test_one_file_or_many_are_the_same_tensors(tmp_path: Path):
+    """A single file needs no index, and gives what shards with an index give."""
+    write_single(tmp_path)
+    assert list(read(tmp_path).tensors) == ["a", "b"]
+
+
+def test_an_index_may_name_the_single_file(tmp_path: Path):
+    """An index whose only shard is the single file describes that file and no other model."""
+    write_single(tmp_path)
+    write_index(tmp_path, {"a": SINGLE_NAME, "b": SINGLE_NAME})
+    assert list(read(tmp_path).tensors) == ["a", "b"]
+
+
+def test_files_that_the_index_does_not_name_do_not_count(tmp_path: Path):
+    """A consolidated copy, or a shard of an earlier upload, is not part of the model."""
+    write_sharded(tmp_path)
+    write_shard(tmp_path / "consolidated.safetensors", "z")
+    assert list(read(tmp_path).tensors) == ["a", "b", "c"]
+
+
+def test_the_pin_changes_with_the_shards(tmp_path: Path):
+    """Two readings of one checkpoint agree, and another header gives another pin."""
+    write_sharded(tmp_path)
+    pin = read(tmp_path).pin
+    assert read(tmp_path).pin == pin
+    write_shard(tmp_path / TWO, "d")
+    write_index(tmp_path, {"a": ONE, "b": ONE, "d": TWO})
+    assert read(tmp_path).pin != pin
+
+
+def test_config_json_may_have_a_byte_order_mark(tmp_path: Path):
+    """What a model's config.json says is read leniently: a mark that some editors write does not matter."""
+    write_single(tmp_path)
+    (tmp_path / "config.json").write_bytes(b"\xef\xbb\xbf" + b'{"model_type": "llama", "unheard_of": [NaN]}')
+    assert read(tmp_path).config["model_type"] == "llama"
+
+
+Damage = Callable[[Path], object]
+
+
+def cut(path: Path, length: int) -> None:
+    """Leave the first bytes of a file."""
+    os.truncate(path, length)
+
+
+def put_folder(path: Path) -> None:
+    """Put a folder in a file's place."""
+    path.unlink()
+    path.mkdir()
+
+
+def split(folder: Path, *names: str) -> None:
+    """Put shards in the single file's place."""
+    (folder / SINGLE_NAME).unlink()
+    for number, name in enumerate(names):
+        write_shard(folder / name, f"t{number}")
+
+
+SHARDED: dict[str, tuple[Damage, str]] = {
+    "no config.json": (
+        lambda folder: (folder / "config.json").unlink(),
+        "org/m/config.json does not exist.\n  do: name a folder that holds a whole model.",
+    ),
+    "config.json is no JSON": (
+        lambda folder: (folder / "config.json").write_text("{'a': 1}", encoding="utf-8"),
+        "org/m/config.json is not JSON.\n  do: fetch the file again.",
+    ),
+    "config.json is no UTF-8": (
+        lambda folder: (folder / "config.json").write_bytes(b'{"a": "\xe9"}'),
+        "org/m/config.json is not JSON.\n  do: fetch the file again.",
+    ),
+    "config.json is bottomless": (
+        lambda folder: (folder / "config.json").write_text("[" * 100_000, encoding="utf-8"),
+        "org/m/config.json is not JSON.\n  do: fetch the file again.",
+    ),
+    "config.json is a list": (
+        lambda folder: (folder / "config.json").write_text("[]", encoding="utf-8"),
+        "org/m/config.json is not a JSON object.",
+    ),
+    "config.json is a folder": (
+        lambda folder: put_folder(folder / "config.json"),
+        "org/m/config.json cannot be read: Is a directory.",
+    ),
+    "config.json has no end": (
+        lambda folder: cut(folder / "config.json", 64 * 2**20 + 1),
+        "org/m/config.json has more than 67108864 bytes.",
+    ),
+    "a shard is missing": (
+        lambda folder: (folder / TWO).unlink(),
+        f"org/m lacks 1 of its 2 shards: {TWO}.\n  do: fetch the missing files.",
+    ),
+    "a shard is a folder": (
+        lambda folder: put_folder(folder / TWO),
+        f"org/m/{TWO} cannot be read: Is a directory.",
+    ),
+    "a shard is empty": (
+        lambda folder: cut(folder / TWO, 0),
+        (
+            f"org/m/{TWO} is damaged or no safetensors file.\n"
+            "  why: it has 0 bytes; a safetensors file has at least 8.\n  do: fetch or write the file again."
+        ),
+    ),
+    "a shard is cut off": (
+        lambda folder: cut(folder / TWO, (folder / TWO).stat().st_size - 1),
+        (
+            f"org/m/{TWO} is damaged or no safetensors file.\n"
+            "  why: its tensors take 12 bytes and it holds 11 bytes of data.\n  do: fetch or write the file again."
+        ),
+    ),
+    "a shard has bytes behind its end": (
+        lambda folder: cut(folder / TWO, (folder / TWO).stat().st_size + 1),
+        (
+            f"org/m/{TWO} is damaged or no safetensors file.\n"
+            "  why: its tensors take 12 bytes and it holds 13 bytes of data.\n  do: fetch or write the file again."
+        ),
+    ),
+    "a shard is a pointer of Git LFS": (
+        lambda folder: (folder / TWO).write_text("version https://git-lfs.github.com/spec/v1\n", encoding="utf-8"),
+        (
+            f"org/m/{TWO} is damaged or no safetensors file.\n"
+            f"  why: its header claims {int.from_bytes(b'version ', 'little')} bytes, and the file has 43.\n"
+            "  do: fetch or write the file again."
+        ),
+    ),
+    "a single file beside the shards": (
+        lambda folder: write_shard(folder / SINGLE_NAME, "a"),
+        (
+            f"org/m holds both {SINGLE_NAME} and {INDEX_NAME}, which speaks of other files.\n"
+            "  why: they may be two different models.\n  do: remove the one that is out of date."
+        ),
+    ),
+    "no weight_map": (
+        lambda folder: (folder / INDEX_NAME).write_text("{}", encoding="utf-8"),
+        f"org/m/{INDEX_NAME} has no weight_map, and so names no shard.\n  do: fetch the file again.",
+    ),
+    "an empty weight_map": (
+        lambda folder: write_index(folder, {}),
+        f"org/m/{INDEX_NAME} has no weight_map, and so names no shard.\n  do: fetch the file again.",
+    ),
+    "an index that is a list": (
+        lambda folder: (folder / INDEX_NAME).write_text("[]", encoding="utf-8"),
+        f"org/m/{INDEX_NAME} is not a JSON object.",
+    ),
+    "the index names a tensor that its shard lacks": (
+        lambda folder: write_index(folder, {"a": ONE, "b": TWO, "c": TWO, "d": TWO}),
+        "the index of org/m contradicts its shards.\n  why: not in their shard: b, d.",
+    ),
+    "the index leaves tensors out": (
+        lambda folder: write_index(folder, {"b": ONE, "c": TWO}),
+        "the index of org/m contradicts its shards.\n  why: not in the index: a.",
+    ),
+    "a tensor stands in two shards": (
+        lambda folder: write_shard(folder / TWO, "b", "c"),
+        f"org/m holds b twice: in {ONE} and {TWO}.",
+    ),
+    "the index names a tensor that cannot be printed": (
+        lambda folder: write_index(folder, {"a": ONE, "b": ONE, "c": TWO, "\ud800\x1b": TWO}),
+        "the index of org/m contradicts its shards.\n  why: not in their shard: '\\ud800\\x1b'.",
+    ),
+}
+SINGLE: dict[str, tuple[Damage, str]] = {
+    "nothing": (
+        lambda folder: (folder / SINGLE_NAME).unlink(),
+        f"org/m holds no weights.\n  why: neither {SINGLE_NAME} nor {INDEX_NAME} is there.",
+    ),
+    "pickle only": (
+        lambda folder: (folder / SINGLE_NAME).rename(folder / "pytorch_model.bin"),
+        (
+            "org/m holds its weights as pickle files only: pytorch_model.bin.\n"
+            "  why: unpickling runs code from the file, so xmerge never opens one.\n"
+            "  do: load it with transformers and save it again with save_pretrained, which writes safetensors."
+        ),
+    ),
+    "shards without an index": (
+        lambda folder: split(folder, ONE, TWO),
+        (
+            f"org/m holds {ONE}, {TWO} but neither {SINGLE_NAME} nor {INDEX_NAME}.\n"
+            "  do: fetch the index, or name a folder that transformers wrote."
+        ),
+    ),
+    "many shards without an index": (
+        lambda folder: split(folder, *(f"w{number}.safetensors" for number in range(1, 6))),
+        (
+            "org/m holds w1.safetensors, w2.safetensors, w3.safetensors and 2 more but neither "
+            f"{SINGLE_NAME} nor {INDEX_NAME}.\n  do: fetch the index, or name a folder that transformers wrote."
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "told"), SHARDED.values(), ids=SHARDED)
+def test_a_damaged_sharded_checkpoint_is_refused(tmp_path: Path, damage: Damage, told: str):
+    """Whatever is missing, damaged or contradictory, the model and the file are named and what to do."""
+    write_sharded(tmp_path)
+    read(tmp_path)
+    damage(tmp_path)
+    assert refuse(tmp_path) == told
+
+
+@pytest.mark.parametrize(("damage", "told"), SINGLE.values(), ids=SINGLE)
+def test_a_folder_without_usable_weights_is_refused(tmp_path: Path, damage: Damage, told: str):
+    """Where there are no weights that may be opened, that is told, and what there is instead."""
+    write_single(tmp_path)
+    damage(tmp_path)
+    assert refuse(tmp_path) == told
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../model.safetensors",
+        "/etc/model.safetensors",
+        "a/model.safetensors",
+        "a\\model.safetensors",
+        "https://example.org/model.safetensors",
+        "C:model.safetensors",
+        ".hidden.safetensors",
+        "model.safetensors\n",
+        "model\0.safetensors",
+        "pytorch_model.bin",
+        "",
+        3,
+        None,
+        ["model.safetensors"],
+    ],
+    ids=repr,
+)
+def test_an_index_can_only_name_files_beside_it(tmp_path: Path, name: Any):
+    """A shard that lies elsewhere, or is no safetensors file, is never opened, whatever the index says."""
+    assert not is_plain_shard_name(name)
+    write_sharded(tmp_path)
+    write_index(tmp_path, {"a": ONE, "b": ONE, "c": name})
+    told = refuse(tmp_path)
+    assert told.startswith(f"org/m/{INDEX_NAME} places 'c' in ")
+    assert told.endswith("why: a shard is a plain file name that ends in .safetensors.")
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path: Path):
+    """A folder that vanished is named."""
+    assert (
+        refuse(tmp_path / "gone") == "org/m/config.json does not exist.\n  do: name a folder that holds a whole model."
+    )
