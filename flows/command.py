@@ -36,6 +36,7 @@ def run_merge(
     workers: int = 2,
     store: Path | None = None,
     seed: int | None = None,
+    trial: bool = True,
     reporter: Reporter,
 ) -> dict[str, Any]:
     """Carry out one merge as a Prefect flow; what there is to say about it, in a few plain values.
@@ -47,6 +48,7 @@ def run_merge(
         workers: How many layers are merged at the same time.
         store: A folder that keeps merged layers for other merges.
         seed: Takes the place of the configuration's `random_seed`.
+        trial: Load the output with transformers before it appears.
         reporter: Who is told how far it has come.
 
     Raises:
@@ -63,6 +65,7 @@ def run_merge(
         "workers": workers,
         "store": str(store.absolute()) if store else None,
         "seed": seed,
+        "trial": trial,
     }
     with stop_on_signals() as signals:
         from flows.api import open_api

@@ -54,6 +54,7 @@ def merge_models(
     workers: Annotated[int, Field(ge=1)] = 2,
     store: str | None = None,
     seed: Annotated[int, Field(ge=0)] | None = None,
+    trial: bool = True,
 ) -> dict[str, Any] | State[Any]:
     """Merge the weights of language models into one checkpoint of the base's architecture.
 
@@ -64,6 +65,7 @@ def merge_models(
         workers: How many layers are merged at the same time.
         store: A folder that keeps merged layers for later merges that share them.
         seed: Takes the place of the recipe's random_seed.
+        trial: Load the output with transformers, where it is installed, before it appears.
     """
     watch = current_watch()
     watch.flow_run_id = str(_run_id())
@@ -71,7 +73,7 @@ def merge_models(
     with _others_stop_on_failure():
         try:
             given = read_recipe(recipe, seed)
-            watch.outcome = _merge(watch, given, Path(out), Path(store) if store else None, device, workers)
+            watch.outcome = _merge(watch, given, Path(out), Path(store) if store else None, device, workers, trial)
         except Interrupted as error:
             watch.failure = error
             return Cancelled(name="Interrupted", message=str(error))
@@ -81,7 +83,9 @@ def merge_models(
     return watch.outcome
 
 
-def _merge(watch: RunWatch, recipe: Recipe, out: Path, store: Path | None, device: str, workers: int) -> dict[str, Any]:
+def _merge(
+    watch: RunWatch, recipe: Recipe, out: Path, store: Path | None, device: str, workers: int, trial: bool
+) -> dict[str, Any]:
     watch.reporter.stage("resolve_architecture")
     architecture: PrefectFuture[Any] = resolve_architecture.submit(recipe)
     architecture.result()
@@ -93,7 +97,7 @@ def _merge(watch: RunWatch, recipe: Recipe, out: Path, store: Path | None, devic
     watch.flow_run_name = _name_run(plan, out)
     watch.reporter.plan_ready(plan)
     with open_work_folder(out, plan, store) as work:
-        return MergeSteps(recipe, plan, work, watch).carry_out(planned, device, workers)
+        return MergeSteps(recipe, plan, work, watch).carry_out(planned, device, workers, trial)
 
 
 def _run_id() -> UUID:

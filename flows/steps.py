@@ -53,7 +53,7 @@ class MergeSteps:
     watch: RunWatch
     results: dict[int, LayerResult] = field(default_factory=dict)
 
-    def carry_out(self, planned: PrefectFuture[Any], device: str, workers: int) -> dict[str, Any]:
+    def carry_out(self, planned: PrefectFuture[Any], device: str, workers: int, trial: bool) -> dict[str, Any]:
         """Do what is to be done; what there is to say about it, in a few plain values."""
         if self.work.finished:
             self.watch.reporter.note(f"{self.work.out} is this merge already: nothing is to be merged.")
@@ -62,7 +62,7 @@ class MergeSteps:
         downloads = self.download_models(planned)
         folders: list[str] = [download.result() for download in downloads]
         merged = self.merge_layers(downloads, folders, device, slots)
-        checked = self.validate(merged)
+        checked = self.validate(merged, trial)
         return self.describe(checked.result(), self.publish([checked]))
 
     def describe(self, report: dict[str, Any] | None, publication: dict[str, Any]) -> dict[str, Any]:
@@ -150,13 +150,13 @@ class MergeSteps:
         """How many layers an earlier run had made."""
         return sum(result.reused for result in self.results.values())
 
-    def validate(self, merged: Futures) -> PrefectFuture[Any]:
+    def validate(self, merged: Futures, trial: bool) -> PrefectFuture[Any]:
         """Put the output together and look at it."""
         self.watch.reporter.stage("validate_merge")
         results = [self.results[index] for index in range(len(self.plan.layers))]
         # quote: Prefect would look for futures in every field of these.
         checked = self.submit(
-            validate_merge, self.recipe, quote(self.plan), quote(results), quote(self.work), wait_for=merged
+            validate_merge, self.recipe, quote(self.plan), quote(results), quote(self.work), trial, wait_for=merged
         )
         checked.result()
         return checked

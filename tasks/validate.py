@@ -20,11 +20,14 @@ if TYPE_CHECKING:
 
 # No retry: the same bytes are as wrong the second time.
 @task(cache_policy=NO_CACHE, persist_result=False)
-def validate_merge(recipe: Recipe, plan: MergePlan, results: list[LayerResult], work: WorkFolder) -> dict[str, Any]:
+def validate_merge(
+    recipe: Recipe, plan: MergePlan, results: list[LayerResult], work: WorkFolder, trial: bool = True
+) -> dict[str, Any]:
     """Put the output together in the work folder, and compare it with the plan."""
     from xmerge.output import assemble
 
-    report = validation.validate(assemble(plan, parse_recipe(recipe), results, work), plan, results)
+    staged = assemble(plan, parse_recipe(recipe), results, work)
+    report = validation.validate(staged, plan, results, trial=trial)
     show_validation(report)
     get_run_logger().info("the output has %d findings", len(report.findings))
     report.raise_if_invalid()

@@ -24,6 +24,7 @@ DEFAULT_WORKERS = max(1, min(os.cpu_count() or 1, 8))
 @click.option("--store", type=click.Path(path_type=Path), help="Keep finished layers here, to share between merges.")
 @click.option("--seed", type=click.IntRange(min=0), help="Takes the place of the configuration's random_seed.")
 @click.option("--direct", is_flag=True, help="A plain loop, without Prefect.")
+@click.option("--skip-trial-load", is_flag=True, help="Do not load the output with transformers before it appears.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as one line of JSON.")
 @click.option("--quiet", is_flag=True, help="Say only what should not be missed.")
 def merge(
@@ -34,6 +35,7 @@ def merge(
     store: Path | None,
     seed: int | None,
     direct: bool,
+    skip_trial_load: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -42,17 +44,21 @@ def merge(
     CONFIG may be one of mergekit's. Run the same command again to resume an interrupted merge.
     """
     # Told in half a second, before a server is started for it.
-    _refuse_early(config, out, seed)
-    options = {"device": device, "workers": workers, "store": store, "seed": seed}
+    _refuse_early(config, out, device, seed)
+    options = {"device": device, "workers": workers, "store": store, "seed": seed, "trial": not skip_trial_load}
     with choose_reporter(quiet=quiet) as reporter:
         outcome = (_merge_directly if direct else _merge_as_flow)(config, out, reporter, **options)
     click.echo(json.dumps(outcome) if as_json else _tell(outcome))
 
 
-def _refuse_early(config: Path, out: Path, seed: int | None) -> None:
+def _refuse_early(config: Path, out: Path, device: str, seed: int | None) -> None:
     from xmerge.work import is_finished
 
     is_finished(out.expanduser().absolute(), make_plan(config, seed))
+    if device not in ("auto", "cpu"):
+        from xmerge.engine.devices import choose_device
+
+        choose_device(device)
 
 
 def _merge_directly(config: Path, out: Path, reporter: LineReporter | BarReporter, **options: Any) -> dict[str, Any]:
@@ -70,6 +76,7 @@ def _merge_directly(config: Path, out: Path, reporter: LineReporter | BarReporte
             device=options["device"],
             workers=options["workers"],
             store=options["store"],
+            trial=options["trial"],
             reporter=reporter,
         )
     return outcome.model_dump(mode="json")

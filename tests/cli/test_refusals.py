@@ -1,0 +1,183 @@
+"""A person's mistakes, through the command line: refused before anything is written, in words that help."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.fake_checkpoints import write_fake
+
+SLERP = """\
+merge_method: slerp
+base_model: base
+models:
+- model: base
+- model: donor
+parameters:
+  t: 0.5
+"""
+SLICES = """\
+merge_method: slerp
+base_model: base
+slices:
+- sources:
+  - model: base
+    layer_range: [0, 4]
+  - model: donor
+    layer_range: [0, 4]
+parameters:
+  t: 0.5
+"""
+LINEAR = """\
+merge_method: linear
+models:
+- model: base
+  parameters: {weight: 0.5}
+- model: donor
+  parameters: {weight: 0.5}
+"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Path:
+    """A folder with a base and a donor that fits it."""
+    write_fake(tmp_path / "base")
+    write_fake(tmp_path / "donor")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def refuse(place, xmerge):
+    """Merge this recipe: it must be refused with this exit code, name all these, and write nothing."""
+
+    def call(recipe: str, exit_code: int, *named: str) -> str:
+        (place / "recipe.yml").write_text(recipe, encoding="utf-8")
+        before = sorted(os.listdir(place))
+        said = xmerge("merge", "recipe.yml", "out", "--direct")
+        assert (said.exit_code, said.err) == (exit_code, said.err)
+        for name in named:
+            assert name in said.err
+        assert "Traceback" not in said.err
+        assert sorted(os.listdir(place)) == before, "something was written"
+        return str(said.err)
+
+    return call
+
+
+def test_an_unknown_key_is_refused(refuse):
+    """An unknown key is named with its line and the key that was meant."""
+    refuse(SLERP.replace("parameters:", "paramters:"), 2, "line 6", "'paramters'", "'parameters'")
+
+
+def test_an_unknown_method_is_refused(refuse):
+    """An unknown method is named with the nearest one there is."""
+    refuse(SLERP.replace("slerp", "slurp", 1), 2, "line 1", "'slurp'", "'slerp'")
+
+
+def test_an_unknown_parameter_is_refused(refuse):
+    """A parameter that the method does not have is named with its place and the nearest one."""
+    refuse(SLERP.replace("  t:", "  tt:"), 2, "line 7", "slerp has no parameter 'tt'", "'t'")
+
+
+def test_a_missing_weight_is_refused(refuse):
+    """A model without a weight is named with the place where it belongs."""
+    without = LINEAR.replace("- model: donor\n  parameters: {weight: 0.5}", "- model: donor")
+    refuse(without, 2, "linear needs 'weight' for every model, and donor has none", "parameters")
+
+
+def test_a_missing_base_is_refused(refuse):
+    """A method that measures from a base refuses to choose one."""
+    refuse(SLERP.replace("base_model: base\n", ""), 2, "slerp needs a base", "'base_model'")
+
+
+def test_a_filter_without_a_match_is_refused(refuse):
+    """A filter that no tensor's name contains is named with its line and the nearest part of a name."""
+    recipe = SLERP.replace("t: 0.5", "t: [{filter: q_porj, value: 0.5}]")
+    refuse(recipe, 2, "line 7", "'q_porj' matches no tensor", "'q_proj'")
+
+
+@pytest.mark.parametrize(
+    ("range_", "named"),
+    [
+        ("[1, 5]", ("ends at 5", "donor has 4 layers")),
+        ("[4, 0]", ("[4, 0] covers no layer", "[0, 4]")),
+        ("[1, 4]", ("donor gives 3 layers [1, 4]", "base gives 4 [0, 4]")),
+        ("[-1, 3]", ("[-1, 3] starts below",)),
+    ],
+)
+def test_a_wrong_layer_range_is_refused(refuse, range_, named):
+    """A range out of bounds, reversed, or unequal to the others' is named with its line and what would be right."""
+    recipe = SLICES.replace("donor\n    layer_range: [0, 4]", f"donor\n    layer_range: {range_}")
+    refuse(recipe, 2, "slices[0].sources[1].layer_range", "line 8", *named)
+
+
+def test_the_same_model_twice_in_a_slice_is_no_mistake(place, xmerge):
+    """Two ranges of one model can meet in a slice."""
+    twice = SLICES.replace("donor\n    layer_range: [0, 4]", "base\n    layer_range: [2, 4]")
+    (place / "recipe.yml").write_text(twice.replace("[0, 4]", "[0, 2]"), encoding="utf-8")
+    said = xmerge("plan", "recipe.yml")
+    assert said.exit_code == 0, said.err
+
+
+def test_a_wrong_dtype_is_refused(refuse):
+    """A dtype that no merge can be written in is named with those that can."""
+    refuse(SLERP + "dtype: int8\n", 2, "line 8", "'int8'", "bfloat16, float16, float32")
+
+
+def test_a_shape_that_does_not_fit_is_refused(refuse, place):
+    """Shapes that differ are named with both models, both shapes and two ways out."""
+    write_fake(place / "donor", intermediate_size=20)
+    refuse(SLERP, 2, "12 tensors", "base has [12, 8] (ffn 12, hidden 8)", "donor has [20, 8]", "filter", "on_mismatch")
+
+
+def test_a_missing_model_is_refused(refuse):
+    """A model that is nowhere is named, with the places that were looked at."""
+    refuse(SLERP.replace("donor", "./doner"), 3, "there is no model './doner'")
+
+
+def test_a_truncated_checkpoint_is_refused(refuse, place):
+    """A shard that ends too early is named with what it should hold."""
+    shard = place / "donor" / "model.safetensors"
+    with shard.open("r+b") as file:
+        file.truncate(shard.stat().st_size - 1)
+    refuse(SLERP, 3, "donor/model.safetensors", "damaged")
+
+
+def test_a_pickle_only_checkpoint_is_refused(refuse, place):
+    """A model that only comes as pickle is never opened; the error says how to convert it."""
+    (place / "donor" / "model.safetensors").unlink()
+    (place / "donor" / "pytorch_model.bin").write_bytes(b"never read")
+    refuse(SLERP, 3, "donor", "pytorch_model.bin", "save_pretrained")
+
+
+def test_an_output_that_exists_is_refused(place, xmerge):
+    """A folder that xmerge did not make is left alone."""
+    (place / "recipe.yml").write_text(SLERP, encoding="utf-8")
+    (place / "out").mkdir()
+    (place / "out" / "thesis.txt").write_text("years of work", encoding="utf-8")
+    said = xmerge("merge", "recipe.yml", "out", "--direct")
+    assert said.exit_code == 2
+    assert "was not made by xmerge" in said.err
+    assert (place / "out" / "thesis.txt").read_text(encoding="utf-8") == "years of work"
+    assert sorted(os.listdir(place)) == ["base", "donor", "out", "recipe.yml"]
+
+
+@pytest.mark.parametrize("out", ["base", "donor/merged"])
+def test_an_output_that_is_or_lies_in_an_input_is_refused(place, xmerge, out):
+    """A merge never writes into a model it reads."""
+    (place / "recipe.yml").write_text(SLERP, encoding="utf-8")
+    said = xmerge("merge", "recipe.yml", out, "--direct")
+    assert said.exit_code == 2
+    assert sorted(os.listdir(place / "donor")) == ["config.json", "model.safetensors"]
+
+
+def test_a_device_that_is_not_there_is_refused(place, xmerge):
+    """A device that this machine does not have is named before anything is written."""
+    (place / "recipe.yml").write_text(SLERP, encoding="utf-8")
+    said = xmerge("merge", "recipe.yml", "out", "--direct", "--device", "cuda:99")
+    assert said.exit_code == 2
+    assert "cuda:99" in said.err
+    assert sorted(os.listdir(place)) == ["base", "donor", "recipe.yml"]
