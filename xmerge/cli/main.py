@@ -55,7 +55,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command and end the process with the exit code of the design."""
     words = sys.argv[1:] if arguments is None else arguments
     try:
-        xmerge.main(args=words, prog_name="xmerge", standalone_mode=False)
+        # What a command ends with by `Exit` comes back as a value here.
+        ended = xmerge.main(args=words, prog_name="xmerge", standalone_mode=False)
     except XmergeError as error:
         sys.exit(_tell(error, as_json="--json" in words))
     except (KeyboardInterrupt, click.Abort):
@@ -73,7 +74,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         traceback.print_exc()
         click.echo(BUG_REPORT, err=True)
         sys.exit(XmergeError.exit_code)
-    sys.exit(0)
+    sys.exit(ended if isinstance(ended, int) else 0)
 
 
 def _tell(error: XmergeError, *, as_json: bool) -> int:
