@@ -39,6 +39,8 @@ class Range:
             return "any number"
         if math.isinf(self.most):
             return f"{self.least:g} or more"
+        if math.isinf(self.least):
+            return f"{self.most:g} or less"
         return f"{self.least:g} to {self.most:g}"
 
 
