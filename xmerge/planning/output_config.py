@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -9,13 +10,19 @@ from typing import Any
 from xmerge.architecture import ResolvedArchitecture, ResolvedModel
 from xmerge.architecture.models import config_dtype
 from xmerge.checkpoints import torch_name_of
-from xmerge.errors import PlanError
+from xmerge.errors import CheckpointError, PlanError
 from xmerge.planning.plan import LayerPlan
 from xmerge.planning.slices import OutputLayer
 from xmerge.sources import metadata_folder
 
 LAYER_COUNT_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 PER_LAYER_KEYS = ("layer_types", "mlp_layer_types", "no_rope_layers", "layers_block_type", "attention_types")
+"""Lists with one item a layer, in models of any depth."""
+LAYER_NUMBER_KEYS = ("mlp_only_layers", "moe_layers")
+"""Lists of the numbers of some layers."""
+SURELY_PER_LAYER = 8
+"""A list as long as the model is deep has one item a layer, if the model has at least so many."""
+DTYPE_KEYS = ("dtype", "torch_dtype")
 SIDE_FILES = (
     "added_tokens.json", "chat_template.jinja", "chat_template.json", "generation_config.json", "merges.txt",
     "preprocessor_config.json", "processor_config.json", "sentencepiece.bpe.model", "special_tokens_map.json",
@@ -30,26 +37,33 @@ def choose_side_files(target: ResolvedModel) -> tuple[str, ...]:
     return tuple(name for name in SIDE_FILES if (folder / name).is_file())
 
 
+def digest_side_files(target: ResolvedModel, names: Sequence[str]) -> str:
+    """SHA-256 of what the files hold."""
+    folder, digest = metadata_folder(target.location), hashlib.sha256()
+    for name in names:
+        digest.update(hashlib.sha256((folder / name).read_bytes()).digest())
+    return digest.hexdigest()
+
+
 def edit_config(
-    config: Any, architecture: ResolvedArchitecture, layout: Sequence[OutputLayer], layers: Sequence[LayerPlan]
+    architecture: ResolvedArchitecture, layout: Sequence[OutputLayer], layers: Sequence[LayerPlan]
 ) -> tuple[str, tuple[str, ...]]:
     """The text of the output's config.json, and each edit in words.
 
     Raises:
-        PlanError: A list with one item a layer does not have one for every layer.
+        CheckpointError: A list with one item a layer does not have one for every layer.
+        PlanError: Nothing says of what kind the layers of another model are.
     """
     target = architecture.target
     data = dict(target.checkpoint.config)
     edits: list[str] = []
     body = [layer for layer in layout if layer.index is not None]
-    if len(body) != target.layers or _is_rearranged(architecture, body):
-        _edit_depth(data, architecture, body, edits)
+    origins = [_origin(architecture, layer) for layer in body]
+    moved = any(model is not target or layer != place for place, (model, layer) in enumerate(origins))
+    if moved or len(origins) != target.layers:
+        _edit_depth(data, target, origins, edits)
     _edit_dtype(data, layers, edits)
     return json.dumps(data, indent=2, ensure_ascii=False) + "\n", tuple(edits)
-
-
-def _is_rearranged(architecture: ResolvedArchitecture, body: Sequence[OutputLayer]) -> bool:
-    return any(_origin(architecture, layer)[1] != layer.index for layer in body)
 
 
 def _origin(architecture: ResolvedArchitecture, layer: OutputLayer) -> tuple[ResolvedModel, int]:
@@ -61,17 +75,23 @@ def _origin(architecture: ResolvedArchitecture, layer: OutputLayer) -> tuple[Res
 
 
 def _edit_depth(
-    data: dict[str, Any], architecture: ResolvedArchitecture, body: Sequence[OutputLayer], edits: list[str]
+    data: dict[str, Any], target: ResolvedModel, origins: Sequence[tuple[ResolvedModel, int]], edits: list[str]
 ) -> None:
-    _edit(data, next((key for key in LAYER_COUNT_KEYS if key in data), LAYER_COUNT_KEYS[0]), len(body), edits)
-    origins = [_origin(architecture, layer) for layer in body]
-    family = architecture.target.family
-    keys = [key for key in PER_LAYER_KEYS if isinstance(data.get(key), list)]
-    if family and family.layer_types and "layer_types" not in keys:
-        keys.append("layer_types")
-    for key in keys:
-        values = [_kind_of_layer(model, layer, key, architecture.target) for model, layer in origins]
-        _edit(data, key, values, edits)
+    _edit(data, next((key for key in LAYER_COUNT_KEYS if key in data), LAYER_COUNT_KEYS[0]), len(origins), edits)
+    for key in _list_per_layer_keys(data, target):
+        _edit(data, key, [_kind_of_layer(model, layer, key, target) for model, layer in origins], edits)
+    for key in LAYER_NUMBER_KEYS:
+        if isinstance(data.get(key), list):
+            marked = [(model.checkpoint.config.get(key, data[key]), layer) for model, layer in origins]
+            _edit(data, key, [place for place, (numbers, layer) in enumerate(marked) if layer in numbers], edits)
+
+
+def _list_per_layer_keys(data: dict[str, Any], target: ResolvedModel) -> list[str]:
+    lists = [key for key, value in data.items() if isinstance(value, list)]
+    surely = target.layers if target.layers >= SURELY_PER_LAYER else None
+    keys = [key for key in lists if key in PER_LAYER_KEYS or len(data[key]) == surely]
+    implied = "layer_types" not in keys and _implied_layer_type(target, 0) is not None
+    return [*(key for key in keys if key not in LAYER_NUMBER_KEYS), *(["layer_types"] if implied else [])]
 
 
 def _kind_of_layer(model: ResolvedModel, layer: int, key: str, target: ResolvedModel) -> Any:
@@ -80,14 +100,25 @@ def _kind_of_layer(model: ResolvedModel, layer: int, key: str, target: ResolvedM
         values = owner.checkpoint.config.get(key)
         if isinstance(values, list):
             if len(values) != owner.layers:
-                raise PlanError(
+                raise CheckpointError(
                     f"{owner.label}/config.json has {len(values)} items in '{key}' and {owner.layers} layers.",
                     remedy="complete the list from the model's page.",
                 )
             return values[min(layer, len(values) - 1)]
-        if key == "layer_types" and owner.family and owner.family.layer_types:
-            return owner.family.layer_types[layer % len(owner.family.layer_types)]
+        kind = _implied_layer_type(owner, layer) if key == "layer_types" else None
+        if kind is not None:
+            return kind
     raise PlanError(f"{target.label}/config.json has no '{key}' for the layers of {model.label}.")
+
+
+def _implied_layer_type(model: ResolvedModel, layer: int) -> str | None:
+    """The kind that a layer has by its number, where config.json has no list of kinds."""
+    config = model.checkpoint.config
+    if model.family and model.family.layer_types:
+        return model.family.layer_types[layer % len(model.family.layer_types)]
+    if config.get("use_sliding_window") and type(config.get("max_window_layers")) is int:
+        return "sliding_attention" if layer >= config["max_window_layers"] else "full_attention"
+    return None
 
 
 def _edit_dtype(data: dict[str, Any], layers: Sequence[LayerPlan], edits: list[str]) -> None:
@@ -100,8 +131,10 @@ def _edit_dtype(data: dict[str, Any], layers: Sequence[LayerPlan], edits: list[s
     if not floating:
         return
     dtype = torch_name_of(max(sorted(floating), key=lambda each: floating[each]))
-    if config_dtype(data) != dtype:
-        _edit(data, "torch_dtype" if "torch_dtype" in data else "dtype", dtype, edits)
+    # transformers of every version reads `torch_dtype`; `dtype` alone is read from 4.56 on.
+    for key in [key for key in DTYPE_KEYS if key in data] or ["torch_dtype"]:
+        if config_dtype({key: data.get(key)}) != dtype:
+            _edit(data, key, dtype, edits)
 
 
 def _edit(data: dict[str, Any], key: str, value: Any, edits: list[str]) -> None:

@@ -26,4 +26,4 @@ def pack_layers(plan: MergePlan) -> tuple[tuple[int, ...], ...]:
             current, size = [], 0
         current.append(index)
         size += layer.bytes_written
-    return (*groups, tuple(current))
+    return (*groups, tuple(current)) if current else ()

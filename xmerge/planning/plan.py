@@ -17,6 +17,9 @@ Decision = Literal["merge", "cast", "copy", "keep"]
 """`merge`: combined from several tensors or scaled. `cast`: one tensor in another dtype.
 `copy`: a donor's bytes. `keep`: the base's bytes."""
 
+MISFIT = "it does not fit"
+"""How the reason begins for a tensor that was asked to be merged and is the base's all the same."""
+
 
 class Segment(Value):
     """Consecutive elements of a stored tensor."""
@@ -187,6 +190,8 @@ class MergePlan(Value):
     config_edits: tuple[str, ...]
     side_files: tuple[str, ...]
     """Tokenizer and other files that go along from the target."""
+    side_files_digest: str
+    """SHA-256 of what they hold."""
     chat_template: str | None
     warnings: tuple[str, ...]
     config_fingerprint: str
@@ -199,7 +204,7 @@ class MergePlan(Value):
             {
                 "layers": [layer.fingerprint for layer in self.layers],
                 "config": self.config_text,
-                "side_files": self.side_files,
+                "side_files": [self.side_files, self.side_files_digest],
                 "chat_template": self.chat_template,
                 "target": self.models[self.target].pin,
             }

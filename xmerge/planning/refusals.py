@@ -1,24 +1,30 @@
-"""What xmerge recognises in a configuration and does not do: refused before anything else is decided."""
+"""What xmerge recognises in a configuration and does not do: refused with what to do instead."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from xmerge.architecture import ResolvedArchitecture
+from xmerge.architecture import ResolvedArchitecture, ResolvedModel
 from xmerge.checkpoints.checkpoint import read_json_object
-from xmerge.config import MergeConfig, TokenizerConfig
+from xmerge.config import MergeConfig, ModelReference, ModuleDefinition, TokenizerConfig
+from xmerge.config.source import Path
 from xmerge.errors import PlanError
+from xmerge.planning.decisions import Fault
+from xmerge.planning.plan import LayerPlan
 from xmerge.sources import metadata_folder
+
+REASONS_SHOWN = 12
 
 
 def refuse_unsupported(config: MergeConfig, architecture: ResolvedArchitecture) -> None:
-    """Refuse unknown families that differ, tokenizers that would have to be merged, and built-in chat templates.
+    """Refuse models that nothing is known of, and built-in chat templates.
 
     Raises:
         PlanError: Says what to do instead.
     """
     _refuse_strangers(config, architecture)
-    _refuse_tokenizer_merge(config, architecture)
     template = config.chat_template
     if template is not None and "{" not in template:
         raise PlanError(
@@ -28,59 +34,128 @@ def refuse_unsupported(config: MergeConfig, architecture: ResolvedArchitecture) 
         )
 
 
+def refuse_misfits(config: MergeConfig, misfits: Sequence[Fault]) -> None:
+    """Refuse what was asked to be merged and does not fit, all of it at once.
+
+    Raises:
+        PlanError: Lists every misfit once, with both shapes.
+    """
+    if misfits:
+        raise PlanError(
+            f"{_count(misfits)} cannot be merged as asked, {misfits[0].tensor} first.",
+            where=config.source.locate(*misfits[0].where),
+            why=f"the models' shapes differ:{_list_reasons(misfits)}",
+            remedy="filter the parameters to components that fit, or set 'on_mismatch: base' to keep the base's there.",
+        )
+
+
+def refuse_gaps(config: MergeConfig, architecture: ResolvedArchitecture, gaps: Sequence[Fault]) -> None:
+    """Refuse an output with tensors that no model has.
+
+    Raises:
+        PlanError: Lists every gap once.
+    """
+    if gaps:
+        label = architecture.target.label
+        raise PlanError(
+            f"{_count(gaps)} can be filled by no model that meets there, {gaps[0].tensor} first.",
+            where=config.source.locate(*gaps[0].where),
+            why=f"the output is a {architecture.target.kind} like {label}, which has them:{_list_reasons(gaps)}",
+            remedy=f"add a source of {label} there, or let another model give the 'architecture'.",
+        )
+
+
+def refuse_tokenizer_merge(
+    config: MergeConfig, architecture: ResolvedArchitecture, layers: Sequence[LayerPlan]
+) -> None:
+    """Refuse a tokenizer that would have to be merged, or embeddings that would have to be re-ordered for it.
+
+    Raises:
+        PlanError: Says what to do instead.
+    """
+    asked = config.tokenizer or (TokenizerConfig(source=config.tokenizer_source) if config.tokenizer_source else None)
+    if asked is None:
+        return
+    key = "tokenizer" if config.tokenizer is not None else "tokenizer_source"
+    where, label = config.source.locate(key), architecture.target.label
+    if asked.tokens or asked.pad_to_multiple_of is not None:
+        raise PlanError(
+            "xmerge does not change a vocabulary, and 'tokens' and 'pad_to_multiple_of' ask for that.",
+            where=where,
+            remedy=f"leave them out; the output has the tokenizer and the vocabulary of {label}.",
+        )
+    if asked.source not in ("base", "union") and asked.source != architecture.references[architecture.target_index]:
+        raise PlanError(
+            f"the output has the tokenizer of {label}, whose architecture it has, not of {asked.source}.",
+            where=where,
+            remedy="leave it out, or name that model in 'architecture'.",
+        )
+    # A donor whose embeddings stay out has no say in the base's vocabulary; in a union every model has.
+    union = asked.source == "union"
+    givers = {
+        source.model for layer in layers if layer.index is None for each in layer.tensors for source in each.sources
+    }
+    own = _read_vocabulary(architecture.target)
+    for index, model in enumerate(architecture.models):
+        theirs = _read_vocabulary(model) if union or index in givers else None
+        if theirs is not None and own is not None and theirs != own:
+            raise PlanError(
+                f"{label} and {model.label} have different vocabularies.",
+                where=where,
+                why=f"'{key}' asks to re-order embeddings from one to the other, which xmerge does not do.",
+                remedy=f"leave '{key}' out: the output has the tokenizer of {label}"
+                + (", and filter the embeddings out of the merge." if index in givers else "."),
+            )
+
+
 def _refuse_strangers(config: MergeConfig, architecture: ResolvedArchitecture) -> None:
     target = architecture.target
-    for model in architecture.models:
+    for model, reference in zip(architecture.models, architecture.references, strict=True):
         if model.model_type == target.model_type or (model.family and target.family):
             continue
         unknown = model if model.family is None else target
         raise PlanError(
             f"{target.label} is a {target.kind} and {model.label} a {model.kind}, and there is no family file for "
             f"{unknown.model_type}.",
-            where=config.source.name,
+            where=config.source.locate(*_find_mention(config, reference)),
             why="what its tensors do is unknown; models of one model_type merge by name, others need a family file.",
             remedy="add a file to xmerge/families (CONTRIBUTING.md says how); `xmerge families` lists those there are.",
         )
 
 
-def _refuse_tokenizer_merge(config: MergeConfig, architecture: ResolvedArchitecture) -> None:
-    asked = config.tokenizer or (
-        TokenizerConfig(source=config.tokenizer_source) if config.tokenizer_source is not None else None
-    )
-    if asked is None:
-        return
-    key = "tokenizer" if config.tokenizer is not None else "tokenizer_source"
-    where = config.source.locate(key)
-    if asked.tokens or asked.pad_to_multiple_of is not None:
-        raise PlanError(
-            "xmerge does not change a vocabulary, and 'tokens' and 'pad_to_multiple_of' ask for that.",
-            where=where,
-            remedy="leave them out; the output has the base's tokenizer and vocabulary.",
-        )
-    if asked.source not in ("base", "union") and asked.source != architecture.references[architecture.target_index]:
-        raise PlanError(
-            f"the output has the tokenizer of {architecture.target.label}, whose architecture it has, not of {asked.source}.",
-            where=where,
-            remedy="leave it out, or name that model in 'architecture'.",
-        )
-    first = None
-    for model in architecture.models:
-        vocabulary = _read_vocabulary(model.location, model.label)
-        first = vocabulary if first is None else first
-        if vocabulary is not None and vocabulary != first:
-            raise PlanError(
-                f"{architecture.models[0].label} and {model.label} have different vocabularies, and '{key}' asks to re-order "
-                "embeddings from one to the other, which xmerge does not do.",
-                where=where,
-                remedy=f"leave '{key}' out: the output has the tokenizer of {architecture.target.label}.",
-            )
+def _find_mention(config: MergeConfig, reference: ModelReference) -> Path:
+    return next((path for path, each in _list_mentions(config) if each == reference), ())
 
 
-def _read_vocabulary(location: Any, label: str) -> Any:
-    path = metadata_folder(location) / "tokenizer.json"
+def _list_mentions(config: MergeConfig) -> Iterator[tuple[Path, ModelReference | None]]:
+    yield ("base_model",), config.base_model
+    parts: list[tuple[Path, MergeConfig | ModuleDefinition]] = [((), config)]
+    parts += [(("modules", name), module) for name, module in config.modules.items()]
+    for path, part in parts:
+        for index, each in enumerate(part.models):
+            yield (*path, "models", index, "model"), each.model
+        for index, piece in enumerate(part.slices):
+            yield (*path, "slices", index, "base_model"), piece.base_model
+            for number, source in enumerate(piece.sources):
+                yield (*path, "slices", index, "sources", number, "model"), source.model
+
+
+def _count(faults: Sequence[Fault]) -> str:
+    return "1 tensor of the output" if len(faults) == 1 else f"{len(faults)} tensors of the output"
+
+
+def _list_reasons(faults: Sequence[Fault]) -> str:
+    counted = list(Counter(fault.reason for fault in faults).items())
+    shown = "".join(f"\n    {reason} (tensors: {count})" for reason, count in counted[:REASONS_SHOWN])
+    return shown + (f"\n    and {len(counted) - REASONS_SHOWN} more" if len(counted) > REASONS_SHOWN else "")
+
+
+def _read_vocabulary(model: ResolvedModel) -> Any:
+    """Which token has which number; None where there is no tokenizer.json to read it from."""
+    path = metadata_folder(model.location) / "tokenizer.json"
     if not path.is_file():
         return None
-    data = read_json_object(path, f"{label}/tokenizer.json")
-    model = data.get("model")
+    data = read_json_object(path, f"{model.label}/tokenizer.json")
+    tokens = data.get("model")
     added = [(each.get("id"), each.get("content")) for each in data.get("added_tokens") or [] if isinstance(each, dict)]
-    return (model.get("vocab") if isinstance(model, dict) else None, added)
+    return (tokens.get("vocab") if isinstance(tokens, dict) else None, added)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from xmerge.architecture import ResolvedArchitecture
 from xmerge.config import InputModel, MergeConfig, ModelReference, OutputSlice, Parameters
 from xmerge.config.source import Path
 from xmerge.errors import PlanError
 from xmerge.methods import MergeMethod
+from xmerge.planning.layer_map import map_layers
+
+Levels = tuple[tuple[Path, Parameters], ...]
+"""Parameters and where they stand in the configuration, the nearest first."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +42,12 @@ class OutputLayer:
     inputs: tuple[Input, ...]
     base: int | None
     """Which input is the base; None: none of them."""
-    levels: tuple[tuple[Path, Parameters], ...]
-    """Parameters for all models, the nearest first."""
+    levels: Levels
+    """Parameters for all models."""
+    missing: tuple[int, ...] = ()
+    """Models that take part in other layers and have none that meets here."""
+    overrides: Levels = ()
+    """Parameters that come before those of any model: `globals`, outside the layers."""
     merged: bool = True
     """False: a layer of the base that no slice lists and that stays in place."""
 
@@ -55,7 +63,8 @@ def lay_out(config: MergeConfig, architecture: ResolvedArchitecture, method: Mer
     """Every layer of the output in order, with the tensors before and after the layers at the ends.
 
     Raises:
-        PlanError: A range runs past a model's end, a slice lacks the base, or depths differ and no map says how they meet.
+        PlanError: A range runs past a model's end, a slice lacks the base, or nothing says how the layers of models of
+            different depth meet.
     """
     path, models, slices, module_levels = _choose_module(config)
     if slices:
@@ -73,13 +82,10 @@ def lay_out(config: MergeConfig, architecture: ResolvedArchitecture, method: Mer
         for piece in pieces:
             body += piece.lay_out(len(body), architecture, module_levels)
     first, last = pieces[0], pieces[-1]
-    outside_levels = ((("globals",), config.globals),)
-    before = first.lay_out_globals(outside_levels, module_levels, after=False)
-    after = last.lay_out_globals(outside_levels, module_levels, after=True)
+    overrides = ((("globals",), config.globals),)
+    before = first.lay_out_outside(overrides, module_levels, after=False)
+    after = last.lay_out_outside(overrides, module_levels, after=True)
     return (before, *body, after)
-
-
-Levels = tuple[tuple[Path, Parameters], ...]
 
 
 @dataclass(frozen=True)
@@ -90,10 +96,13 @@ class _Piece:
     models: tuple[int, ...]
     rows: tuple[tuple[int | None, ...], ...]
     """For each output layer, each model's layer; None: the model takes no part there."""
-    parameters: tuple[tuple[Path, Parameters], ...]
+    parameters: Levels
     """Each model's own parameters."""
     levels: Levels
+    base_model: ModelReference | None
+    """What the configuration names as the base here, whether it meets here or not."""
     base: int | None
+    """Which of the models is the base."""
 
     @classmethod
     def from_slice(
@@ -105,8 +114,9 @@ class _Piece:
         ranges = [range(source.layer_range.start, source.layer_range.end) for source in each.sources]
         rows = tuple(zip(*ranges, strict=True))
         own = tuple(((*path, "sources", n, "parameters"), s.parameters) for n, s in enumerate(each.sources))
-        base = _find_base(each.base_model or config.base_model, architecture, models)
-        return cls(path, models, rows, own, (((*path, "parameters"), each.parameters),), base)
+        named = each.base_model or config.base_model
+        base = _find_base(named, architecture, models)
+        return cls(path, models, rows, own, (((*path, "parameters"), each.parameters),), named, base)
 
     @classmethod
     def from_models(
@@ -122,10 +132,9 @@ class _Piece:
             listed.insert(0, architecture.index_of(config.base_model))
             own.insert(0, (("base_model",), {}))
         base = _find_base(config.base_model, architecture, listed)
-        anchor = listed[base] if base is not None else architecture.target_index
-        columns = [_map_layers(config, architecture, anchor, model) for model in listed]
+        columns = [map_layers(config, architecture, model) for model in listed]
         rows = tuple(zip(*columns, strict=True))
-        return cls((*path, "models"), tuple(listed), rows, tuple(own), (), base)
+        return cls((*path, "models"), tuple(listed), rows, tuple(own), (), config.base_model, base)
 
     def check(self, config: MergeConfig, architecture: ResolvedArchitecture, method: MergeMethod) -> None:
         """Refuse a wrong number of models, and a missing base."""
@@ -134,21 +143,26 @@ class _Piece:
         fewest, most = method.inputs
         if len(self.models) < fewest or (most is not None and len(self.models) > most):
             wanted = f"exactly {fewest}" if fewest == most else f"{fewest} or more"
+            with_base = " with the base" if method.base == "required" else ""
+            added = any(own_path == ("base_model",) for own_path, _ in self.parameters)
             raise PlanError(
-                f"{method.name} takes {wanted} model{'s' if fewest != 1 or most != 1 else ''}"
-                f"{' with the base' if method.base == 'required' else ''}, and {len(self.models)} meet here: {labels}.",
+                f"{method.name} takes {wanted} model{'s' if (fewest, most) != (1, 1) else ''}{with_base}, and "
+                f"{len(self.models)} meet here: {labels}.",
                 where=where,
+                why="'base_model' is one of them, though 'models' does not list it." if added else None,
+                remedy="leave out 'base_model'."
+                if added and method.base != "required"
+                else f"list {wanted} here, or take another method (`xmerge methods` lists them).",
             )
         if method.base == "required" and self.base is None:
-            named = config.base_model
-            why = f"the base model {named} is not among: {labels}." if named else "there is no 'base_model'."
+            named = self.base_model
             raise PlanError(
                 f"{method.name} needs a base to measure from.",
                 where=where,
-                why=why,
-                remedy="set 'base_model' to one of the models that meet here."
-                if not named
-                else f"add {named} to the sources, or set this slice's own 'base_model'.",
+                why=f"the base model {named} is not among: {labels}." if named else "there is no 'base_model'.",
+                remedy=f"add {named} to the sources, or set this slice's own 'base_model'."
+                if named
+                else "set 'base_model' to one of the models that meet here.",
             )
 
     def lay_out(self, start: int, architecture: ResolvedArchitecture, module_levels: Levels) -> list[OutputLayer]:
@@ -157,28 +171,28 @@ class _Piece:
         layers = []
         for number, row in enumerate(self.rows):
             position = number / (length - 1) if length > 1 else 1.0
-            inputs = self._inputs(row)
             template = self._template_layer(row, architecture)
-            base = next(
-                (
-                    i
-                    for i, each in enumerate(inputs)
-                    if self.base is not None and each.path == self.parameters[self.base][0]
-                ),
-                None,
-            )
-            layers.append(
-                OutputLayer(start + number, False, template, position, inputs, base, (*self.levels, *module_levels))
-            )
+            levels = (*self.levels, *module_levels)
+            inputs, base = self._inputs(row), self._base_among(row)
+            missing = tuple(model for model, layer in zip(self.models, row, strict=True) if layer is None)
+            layers.append(OutputLayer(start + number, False, template, position, inputs, base, levels, missing))
         return layers
 
-    def lay_out_globals(self, outside: Levels, module_levels: Levels, *, after: bool) -> OutputLayer:
+    def lay_out_outside(self, overrides: Levels, module_levels: Levels, *, after: bool) -> OutputLayer:
         """The tensors before or after the layers; gradients are read at their first number, as mergekit does."""
         inputs = tuple(
             Input(model, None, parameters, path)
             for model, (path, parameters) in zip(self.models, self.parameters, strict=True)
         )
-        return OutputLayer(None, after, None, 0.0, inputs, self.base, (*outside, *self.levels, *module_levels))
+        return OutputLayer(
+            None, after, None, 0.0, inputs, self.base, (*self.levels, *module_levels), overrides=overrides
+        )
+
+    def _base_among(self, row: tuple[int | None, ...]) -> int | None:
+        """The base's place among the models that take part in a row."""
+        if self.base is None or row[self.base] is None:
+            return None
+        return sum(layer is not None for layer in row[: self.base])
 
     def _inputs(self, row: tuple[int | None, ...]) -> tuple[Input, ...]:
         joined = zip(self.models, row, self.parameters, strict=True)
@@ -230,43 +244,6 @@ def _check_range(
         )
 
 
-def _map_layers(config: MergeConfig, architecture: ResolvedArchitecture, anchor: int, model: int) -> list[int | None]:
-    """For each layer of the anchor (the base), the layer of a model that meets it."""
-    base, donor = architecture.models[anchor], architecture.models[model]
-    depth = base.layers
-    if model == anchor:
-        return list(range(depth))
-    if isinstance(config.layer_map, tuple):
-        return _map_by_pairs(config, architecture, anchor, model)
-    if depth == donor.layers:
-        return list(range(depth))
-    if config.layer_map == "proportional":
-        last = max(depth - 1, 1)
-        return [(2 * layer * (donor.layers - 1) + last) // (2 * last) for layer in range(depth)]
-    raise PlanError(
-        f"{base.label} has {depth} layers and {donor.label} has {donor.layers}.",
-        where=config.source.locate("layer_map"),
-        why="'layer_map: exact' lets layers of the same number meet.",
-        remedy="set 'layer_map: proportional', or list pairs [base layer, donor layer].",
-    )
-
-
-def _map_by_pairs(config: MergeConfig, architecture: ResolvedArchitecture, anchor: int, model: int) -> list[int | None]:
-    base, donor = architecture.models[anchor], architecture.models[model]
-    column: list[int | None] = [None] * base.layers
-    assert isinstance(config.layer_map, tuple)
-    for index, (at, layer) in enumerate(config.layer_map):
-        for owner, number in ((base, at), (donor, layer)):
-            if number >= owner.layers:
-                raise PlanError(
-                    f"the pair [{at}, {layer}] names layer {number}, and {owner.label} has {owner.layers} layers.",
-                    where=config.source.locate("layer_map", index),
-                    remedy=f"layers of {owner.label} count from 0 to {owner.layers - 1}.",
-                )
-        column[at] = layer
-    return column
-
-
 def _fill_unlisted(
     config: MergeConfig, architecture: ResolvedArchitecture, pieces: list[_Piece], module_levels: Levels
 ) -> list[OutputLayer]:
@@ -277,28 +254,31 @@ def _fill_unlisted(
         for layer, row in zip(piece.lay_out(0, architecture, module_levels), piece.rows, strict=True):
             place = next((n for m, n in zip(piece.models, row, strict=True) if m == target and n is not None), None)
             if place is None or place in listed:
-                fault = "is listed twice" if place is not None else "lists no layer of it"
+                label = architecture.target.label
                 raise PlanError(
-                    f"'unlisted_layers: base' puts each slice at its layers of {architecture.target.label}, and this one "
-                    f"{fault}.",
+                    f"this slice has no layers of {label}."
+                    if place is None
+                    else f"layer {place} of {label} stands in two slices.",
                     where=config.source.locate(*piece.path),
-                    remedy=f"give every slice a source of {architecture.target.label}, each of its layers once.",
+                    why=f"'unlisted_layers: base' puts each slice at its layers of {label}.",
+                    remedy=f"give every slice a source of {label}, each of its layers once.",
                 )
-            listed[place] = OutputLayer(
-                place, False, layer.template_layer, layer.position, layer.inputs, layer.base, layer.levels
-            )
+            listed[place] = replace(layer, index=place)
     return [listed.get(place) or _keep_layer(place, target) for place in range(architecture.target.layers)]
 
 
 def _keep_layer(place: int, target: int) -> OutputLayer:
-    inputs = (Input(target, place, {}, ()),)
-    return OutputLayer(place, False, place, 0.0, inputs, 0, (), merged=False)
+    return OutputLayer(place, False, place, 0.0, (Input(target, place, {}, ()),), 0, (), merged=False)
 
 
 def walk_paths(layers: Sequence[OutputLayer]) -> Iterator[tuple[Path, Parameters]]:
     """Every place in the configuration whose parameters reach one of these layers, once."""
     seen: dict[Path, Parameters] = {}
     for layer in layers:
-        for path, parameters in (*((each.path, each.parameters) for each in layer.inputs), *layer.levels):
+        for path, parameters in (
+            *layer.overrides,
+            *((each.path, each.parameters) for each in layer.inputs),
+            *layer.levels,
+        ):
             seen.setdefault(path, parameters)
     yield from seen.items()

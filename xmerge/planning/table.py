@@ -2,50 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
+from typing import get_args
 
 from xmerge.methods import find_method
-from xmerge.planning.plan import LayerPlan, MergePlan, TensorPlan
+from xmerge.planning.plan import Decision, LayerPlan, MergePlan, TensorPlan
 
 PLAN_COLUMNS = ("component", "layers", "tensors", "size", "what", "from", "why")
 Row = tuple[str, ...]
+Run = list[tuple[LayerPlan, TensorPlan]]
 
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def draw_plan(plan: MergePlan) -> list[Row]:
     """Rows of plain text under `PLAN_COLUMNS`."""
-    entries = [(layer, tensor) for layer in plan.layers for tensor in layer.tensors]
-    components = sorted(
-        {tensor.component: number for number, (_, tensor) in reversed(list(enumerate(entries)))}.items(),
-        key=lambda item: item[1],
-    )
-    rows = []
-    for component, _ in components:
-        mine = [(layer, tensor) for layer, tensor in entries if tensor.component == component]
-        for alike, run in groupby(mine, key=lambda pair: _treatment(plan, pair[1])):
-            rows.append(_draw_run(component, list(run), alike))
-    return rows
+    runs: dict[str, dict[Row, Run]] = {}
+    for layer in plan.layers:
+        for tensor in layer.tensors:
+            alike = runs.setdefault(tensor.component, {})
+            alike.setdefault(_treatment(plan, tensor), []).append((layer, tensor))
+    return [_draw_run(component, run, row) for component, alike in runs.items() for row, run in alike.items()]
 
 
 def summarize_plan(plan: MergePlan) -> list[tuple[str, str]]:
     """Sizes and counts of the whole plan, as (name, value)."""
-    counts = {
-        decision: sum(tensor.decision == decision for tensor in plan.tensors)
-        for decision in ("merge", "cast", "copy", "keep")
-    }
-    read = sum(layer.bytes_read for layer in plan.layers)
-    copied = sum(layer.bytes_copied for layer in plan.layers)
-    computed = sum(tensor.elements for tensor in plan.tensors if not tensor.is_copied)
+    tensors = plan.tensors
+    counts = Counter(tensor.decision for tensor in tensors)
+    told = ", ".join(f"{counts[decision]} {decision}" for decision in get_args(Decision) if counts[decision])
+    download = [
+        size for model in plan.models if model.repo for file, size, _, _ in model.shards if file in set(model.files)
+    ]
     return [
-        ("tensors", f"{len(plan.tensors)}: " + ", ".join(f"{count} {name}" for name, count in counts.items() if count)),
+        ("tensors", f"{len(tensors)}: {told}"),
         ("layers", str(sum(layer.index is not None for layer in plan.layers))),
-        ("read for arithmetic", show_bytes(read)),
-        ("copied untouched", show_bytes(copied)),
-        ("computed", f"{computed:,} numbers"),
+        ("read for arithmetic", show_bytes(sum(layer.bytes_read for layer in plan.layers))),
+        ("copied untouched", show_bytes(sum(layer.bytes_copied for layer in plan.layers))),
+        ("computed", f"{sum(tensor.elements for tensor in tensors if not tensor.is_copied):,} numbers"),
         ("written", show_bytes(plan.bytes_written)),
         ("disk needed", show_bytes(plan.bytes_written)),
+        *([("download", f"{show_bytes(sum(download))}, less what is in the cache")] if download else []),
         ("fingerprint", plan.fingerprint),
     ]
 
@@ -60,9 +58,9 @@ def show_bytes(count: float) -> str:
 
 
 def show_ranges(numbers: Iterable[int]) -> str:
-    """`0-3, 7` for 0, 1, 2, 3, 7."""
+    """`0-3, 7` for 0, 1, 2, 3, 7, each number once."""
     ranges: list[list[int]] = []
-    for number in sorted(numbers):
+    for number in sorted(set(numbers)):
         if ranges and number == ranges[-1][1] + 1:
             ranges[-1][1] = number
         else:
@@ -71,35 +69,43 @@ def show_ranges(numbers: Iterable[int]) -> str:
 
 
 def _treatment(plan: MergePlan, tensor: TensorPlan) -> Row:
-    words = {"merge": tensor.method, "cast": "cast", "copy": "copy", "keep": "keep"}
-    names = [name for name, _ in tensor.parameters] if tensor.decision == "merge" else []
+    """What is done to a tensor, apart from the values of parameters: tensors treated alike share a row."""
+    merged = tensor.decision == "merge"
+    names = [name for name, _ in tensor.parameters] if merged else []
     labels = " + ".join(dict.fromkeys(plan.models[source.model].label for source in tensor.sources))
-    steps = "; ".join(step for source in tensor.sources for step in source.steps)
-    why = "; ".join(filter(None, [tensor.reason if tensor.decision != "merge" else "", steps, *tensor.dropped]))
-    return (words[tensor.decision], ", ".join(names), labels, why)
+    steps = [step for source in tensor.sources for step in source.steps]
+    why = [*([] if merged else [tensor.reason]), *steps, *tensor.dropped]
+    return (tensor.method if merged else tensor.decision, ", ".join(names), labels, "; ".join(dict.fromkeys(why)))
 
 
-def _draw_run(component: str, run: list[tuple[LayerPlan, TensorPlan]], alike: Row) -> Row:
+def _draw_run(component: str, run: Run, alike: Row) -> Row:
     what, names, labels, why = alike
-    layers = [layer.index for layer, _ in run if layer.index is not None]
     if names:
-        what = f"{what} {', '.join(_show_values(run))}"
+        what = f"{what} {', '.join(_show_values([tensor for _, tensor in run]))}".rstrip()
+    layers = [layer.index for layer, _ in run if layer.index is not None]
     where = show_ranges(layers) if layers else "-"
     return (component, where, str(len(run)), show_bytes(sum(tensor.nbytes for _, tensor in run)), what, labels, why)
 
 
-def _show_values(run: list[tuple[LayerPlan, TensorPlan]]) -> Iterator[str]:
-    first, last = run[0][1], run[-1][1]
-    method = find_method(first.method)
-    for (name, start), (_, end) in zip(first.parameters, last.parameters, strict=True):
+def _show_values(tensors: Sequence[TensorPlan]) -> Iterator[str]:
+    """`t=0.1..0.5`: the values of each parameter that is not as it always is."""
+    method = find_method(tensors[0].method)
+    for position, (name, _) in enumerate(tensors[0].parameters):
+        values = [value for value, _ in groupby(tensor.parameters[position][1] for tensor in tensors)]
         parameter = method.parameter(name)
-        if parameter is not None and not parameter.per_model and start == end == parameter.default:
+        idle = parameter is not None and "without effect" in parameter.range.text
+        if idle or (parameter is not None and not parameter.per_model and values == [parameter.default]):
             continue
-        if parameter is not None and "without effect" in parameter.range.text:
-            continue
-        shown = _show_value(start) if start == end else f"{_show_value(start)}..{_show_value(end)}"
-        yield f"{name}={shown}"
+        columns = list(zip(*(value if isinstance(value, tuple) else (value,) for value in values), strict=True))
+        shown = [_show_span(column) for column in columns]
+        yield f"{name}=({', '.join(shown)})" if isinstance(values[0], tuple) else f"{name}={shown[0]}"
 
 
-def _show_value(value: float | tuple[float, ...]) -> str:
-    return f"({', '.join(f'{each:.4g}' for each in value)})" if isinstance(value, tuple) else f"{value:.4g}"
+def _show_span(values: Sequence[float]) -> str:
+    """`0.1..0.5` for values that only rise or only fall, `0.1 to 0.5` for others between these two."""
+    first, last = values[0], values[-1]
+    if len(set(values)) == 1:
+        return f"{first:.4g}"
+    if list(values) in (sorted(values), sorted(values, reverse=True)):
+        return f"{first:.4g}..{last:.4g}"
+    return f"{min(values):.4g} to {max(values):.4g}"
