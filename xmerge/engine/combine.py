@@ -18,9 +18,9 @@ from xmerge.errors import CheckpointError, InvalidMergeError
 from xmerge.interrupt import check_stop
 from xmerge.methods import find_method
 from xmerge.methods.contract import Gram
+from xmerge.planning.memory import BLOCK_ELEMENTS
 from xmerge.planning.plan import MergePlan, TensorPlan
 
-BLOCK_ELEMENTS = {"cpu": 2**17, "cuda": 2**24}
 DIGITS = 6
 
 
@@ -106,9 +106,10 @@ class Combiner:
             y.mul_(total)
         difference = self._buffer("difference", torch.float32)[:count]
         for x, coefficient in zip(inputs[1:], coefficients[1:], strict=True):
-            torch.sub(x, first, out=difference)
-            difference.mul_(coefficient)
-            y.add_(difference)
+            # Subtracted, and with a coefficient of 0 or more, because -0 + 0 is 0 and -0 - 0 is -0.
+            torch.sub(*((first, x) if coefficient >= 0.0 else (x, first)), out=difference)
+            difference.mul_(abs(coefficient))
+            y.sub_(difference)
         return y
 
     def _write(self, tensor: TensorPlan, start: int, y: torch.Tensor, shard: ShardWriter) -> None:

@@ -8,6 +8,7 @@ from itertools import groupby
 from typing import get_args
 
 from xmerge.methods import find_method
+from xmerge.planning.memory import estimate_buffers
 from xmerge.planning.plan import Decision, LayerPlan, MergePlan, TensorPlan
 
 PLAN_COLUMNS = ("component", "layers", "tensors", "size", "what", "from", "why")
@@ -43,6 +44,7 @@ def summarize_plan(plan: MergePlan) -> list[tuple[str, str]]:
         ("computed", f"{sum(tensor.elements for tensor in tensors if not tensor.is_copied):,} numbers"),
         ("written", show_bytes(plan.bytes_written)),
         ("disk needed", show_bytes(plan.bytes_written)),
+        ("memory", f"{show_bytes(estimate_buffers(plan))} of buffers for each worker on a CPU, beside torch itself"),
         *([("download", f"{show_bytes(sum(download))}, less what is in the cache")] if download else []),
         ("fingerprint", plan.fingerprint),
     ]
