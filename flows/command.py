@@ -95,13 +95,13 @@ class _FlowCall:
 
     def carry_out(self) -> dict[str, Any]:
         """Call the flow, wait for it, and let its history be recorded."""
+        # Else Prefect prints each log line that a server which is gone did not take.
+        logging.raiseExceptions = False
         # Prefect's settings and this run's reporter live in the context, which a new thread does not inherit.
         thread = threading.Thread(target=contextvars.copy_context().run, args=(self._call,), name="flow", daemon=True)
         self._signals.interrupts = False
         thread.start()
         self._wait_for(thread)
-        # Prefect would print each log line that a server which is gone did not take.
-        logging.raiseExceptions = False
         reported = not thread.is_alive() and (self._raised is None or self._raised is self._watch.failure)
         recorded = reported and self._record()
         error = self._find_error()

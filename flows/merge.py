@@ -24,7 +24,7 @@ from pydantic import Field
 
 from flows.reporting import RunWatch, current_watch
 from flows.steps import MergeSteps
-from tasks.artifacts import missing_is_no_failure
+from tasks.artifacts import try_to_show
 from tasks.map import map_slices
 from tasks.markdown import show_plain
 from tasks.recipes import Recipe, read_recipe
@@ -109,8 +109,7 @@ def _run_id() -> UUID:
 def _name_run(plan: MergePlan, out: Path) -> str:
     """Name the run after what it merges: method, base, donors, output."""
     name = show_plain(f"{plan.title} → {out.name}")
-    with missing_is_no_failure("run's name"):
-        get_client(sync_client=True).set_flow_run_name(_run_id(), name)
+    try_to_show("run's name", lambda: get_client(sync_client=True).set_flow_run_name(_run_id(), name))
     return name
 
 

@@ -26,14 +26,17 @@ EMBEDDED_SETTINGS: dict[str, str] = {
 }
 """What every Prefect process of a merge runs with, unless the environment says otherwise."""
 
-QUIET_CONSOLE: dict[str, str] = {
+QUIET: dict[str, str] = {
+    # The API still gets the logs; on the terminal the command shows its own progress.
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
     "PREFECT_LOGGING_HANDLERS_DEBUG_LEVEL": "CRITICAL",
+    # Whoever merges models has not asked Prefect to count them, nor to print that it does.
+    "DO_NOT_TRACK": "1",
 }
-"""Keeps Prefect's logs off the terminal, where the command shows its own progress; the API still gets them."""
+"""Keeps Prefect in the background of a command."""
 
 
 def apply_settings(*, quiet: bool = True) -> None:
     """Put the settings into the environment, before Prefect is imported; what the user has set stays."""
-    for name, value in {**EMBEDDED_SETTINGS, **(QUIET_CONSOLE if quiet else {})}.items():
+    for name, value in {**EMBEDDED_SETTINGS, **(QUIET if quiet else {})}.items():
         os.environ.setdefault(name, value)

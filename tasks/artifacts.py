@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 from uuid import UUID
 
 import httpx
@@ -18,6 +17,7 @@ from prefect.artifacts import (
 )
 from prefect.exceptions import PrefectException
 from prefect.logging import get_run_logger
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from tasks.markdown import draw_table, escape, show_plain
 from xmerge.planning import PLAN_COLUMNS, MergePlan, draw_plan, summarize_plan
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from xmerge.output import Publication
 
 PLAN, PROGRESS, VALIDATION, OUTPUT = "xmerge-plan", "xmerge-progress", "xmerge-validation", "xmerge-output"
+SECONDS_WITHOUT_PAGES = 60.0
+
+Shown = TypeVar("Shown")
 
 
 def show_plan(plan: MergePlan) -> None:
@@ -34,25 +37,20 @@ def show_plan(plan: MergePlan) -> None:
     rows = [dict(zip(PLAN_COLUMNS, map(show_plain, row), strict=True)) for row in draw_plan(plan)]
     facts = [f"{escape(name)}: {escape(value)}" for name, value in summarize_plan(plan)]
     warnings = [f"Warning: {escape(warning)}" for warning in plan.warnings]
-    lines = [f"**{escape(plan.title)}**", "", *(f"- {line}" for line in [*warnings, *facts])]
-    with missing_is_no_failure("plan"):
-        create_table_artifact(rows, key=PLAN, description="\n".join(lines))
+    text = "\n".join([f"**{escape(plan.title)}**", "", *(f"- {line}" for line in [*warnings, *facts])])
+    try_to_show("plan", lambda: create_table_artifact(rows, key=PLAN, description=text))
 
 
 def show_validation(report: ValidationReport) -> None:
     """Show what was checked, and each finding with what to do about it."""
+    verdict = f"The output is **{'valid' if report.ok else 'not valid'}**."
     facts = [f"- {escape(name)}: {escape(value)}" for name, value in report.facts]
     findings = draw_table(
         ("", "finding", "what", "what to do"),
         [(found.severity, found.code, found.text, found.remedy) for found in report.findings],
     )
-    verdict = f"The output is **{'valid' if report.ok else 'not valid'}**."
-    with missing_is_no_failure("validation report"):
-        create_markdown_artifact(
-            "\n".join([verdict, "", *facts, "", findings if report.findings else "No findings."]),
-            key=VALIDATION,
-            description="validation of the output",
-        )
+    text = "\n".join([verdict, "", *facts, "", findings if report.findings else "No findings."])
+    try_to_show("validation report", lambda: create_markdown_artifact(text, key=VALIDATION))
 
 
 def show_output(publication: Publication) -> None:
@@ -60,12 +58,12 @@ def show_output(publication: Publication) -> None:
     lines = [f"Folder: {escape(str(publication.folder))}"]
     if publication.url and publication.url.startswith("https://"):
         lines.append(f"Repository: [{escape(str(publication.repo))}](<{publication.url}>)")
-    with missing_is_no_failure("link to the output"):
-        create_markdown_artifact("\n\n".join(lines), key=OUTPUT, description="the merged model")
+    text = "\n\n".join(lines)
+    try_to_show("link to the output", lambda: create_markdown_artifact(text, key=OUTPUT))
 
 
 class ProgressArtifact:
-    """How far a run is, drawn on its page; given up at the first failure, since each one costs a minute of retries."""
+    """How far a run is, drawn on its page."""
 
     def __init__(self, pause: float) -> None:
         self._pause = pause
@@ -77,10 +75,8 @@ class ProgressArtifact:
         if done < total and time.monotonic() < self._shown_at + self._pause:
             return
         text = f"{done} of {total} layers done, {reused} of them reused"
-        self._shown_at = math.inf
-        with missing_is_no_failure("progress"):
-            self._id = _put_progress(self._id, 100.0 * done / total, text)
-            self._shown_at = time.monotonic()
+        self._id = try_to_show("progress", lambda: _put_progress(self._id, 100.0 * done / total, text)) or self._id
+        self._shown_at = time.monotonic()
 
 
 def _put_progress(artifact: UUID | None, percent: float, text: str) -> UUID:
@@ -93,10 +89,20 @@ def _put_progress(artifact: UUID | None, percent: float, text: str) -> UUID:
     return made
 
 
-@contextmanager
-def missing_is_no_failure(what: str) -> Iterator[None]:
-    """Go on without a page that the API could not take."""
+class _Api:
+    """Whether it is worth asking: a server that is gone costs seconds each time, and a merge has many pages."""
+
+    away_until = -math.inf
+
+
+def try_to_show(what: str, show: Callable[[], Shown]) -> Shown | None:
+    """Go on without a page that the API does not take: one retry instead of Prefect's five, which take a minute."""
+    if time.monotonic() < _Api.away_until:
+        return None
     try:
-        yield
+        with temporary_settings(updates={PREFECT_CLIENT_MAX_RETRIES: 1}):
+            return show()
     except (httpx.HTTPError, PrefectException) as error:
+        _Api.away_until = time.monotonic() + SECONDS_WITHOUT_PAGES
         get_run_logger().warning("the %s could not be shown in Prefect: %s", what, error)
+        return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +9,7 @@ import pytest
 
 from flows.settings import apply_settings
 
-# Before Prefect is imported, which is when it reads them. The tests ask more often than people do.
-os.environ.setdefault("PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL", "0.1")
+# Before Prefect is imported, which is when it reads them.
 apply_settings()
 
 from prefect.settings import (  # noqa: E402
@@ -26,7 +24,6 @@ from prefect.settings import (  # noqa: E402
 from flows.history import send_what_is_left  # noqa: E402
 from flows.server import EmbeddedServer  # noqa: E402
 from tests.flows.tiny import Bench, write_llama  # noqa: E402
-from xmerge.validation import ValidationReport  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +61,6 @@ def models(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def bench(models, tmp_path, monkeypatch) -> Bench:
-    """A recipe for the two models and a place for the output; no trial with transformers, which takes seconds."""
-    monkeypatch.setattr("xmerge.validation.outputs.try_loading", lambda _: ValidationReport(findings=(), facts=()))
+def bench(models, tmp_path) -> Bench:
+    """A recipe for the two models, and a place for the output."""
     return Bench(models, tmp_path)

@@ -93,10 +93,10 @@ class Bench:
         return path
 
     def merge(self, out: Path | None = None, *, t: float | list[float] = 0.3, **options: Any) -> dict[str, Any]:
-        """Call the flow; what it returns."""
+        """Call the flow, without a trial in transformers, which takes seconds; what the flow returns."""
         from flows.merge import merge_models
 
-        made = merge_models(self.recipe(t), str(out or self.out), **options)
+        made = merge_models(self.recipe(t), str(out or self.out), trial=False, **options)
         assert isinstance(made, dict)
         return made
 
