@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 FOLDER = Path("demo-output")
 XMERGE = [sys.executable, "-m", "xmerge"]
@@ -104,7 +105,7 @@ def write_models() -> None:
         print(f"{name}: {sum(p.numel() for p in model.parameters()):,} parameters, {config.num_hidden_layers} layers")
 
 
-def train_tokenizer():  # type: ignore[no-untyped-def]  # noqa: ANN201 - transformers has no type for it
+def train_tokenizer() -> Any:
     """A byte-level BPE of a thousand tokens, from the text of the licence."""
     from tokenizers import ByteLevelBPETokenizer
     from transformers import PreTrainedTokenizerFast

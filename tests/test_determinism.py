@@ -33,7 +33,7 @@ HASH_SEEDS = range(20)
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
     """A Llama, a deeper Qwen3 with another MLP, and the recipe that crosses attention."""
-    folder = tmp_path_factory.mktemp("models")
+    folder: Path = tmp_path_factory.mktemp("models")
     write_tiny_llama(folder / "llama", num_hidden_layers=4)
     write_tiny_qwen3(folder / "qwen3", num_hidden_layers=6, intermediate_size=96)
     (folder / "recipe.yml").write_text(RECIPE, encoding="utf-8")

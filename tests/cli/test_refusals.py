@@ -41,7 +41,7 @@ models:
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch) -> Path:
+def place(tmp_path: Path, monkeypatch) -> Path:
     """A folder with a base and a donor that fits it."""
     write_fake(tmp_path / "base")
     write_fake(tmp_path / "donor")

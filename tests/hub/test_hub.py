@@ -306,10 +306,9 @@ def test_headers_cost_little_more_than_their_bytes(server: HubServer, commit: st
 
 
 def test_a_header_survives_json(server: HubServer, commit: str) -> None:
-    """A header with its binary length can be stored as JSON and has a fingerprint."""
+    """A header with its binary length can be stored as JSON and comes back the same."""
     header = hub.read_shard_headers(MODEL, commit, [ONE])[ONE]
     assert hub.RemoteHeader.model_validate_json(header.model_dump_json()) == header
-    assert len(header.fingerprint) == 64
 
 
 def test_headers_of_cached_shards_are_read_there(server: HubServer, commit: str) -> None:

@@ -147,8 +147,9 @@ class Combiner:
 
     def _nonfinite_input(self, tensor: TensorPlan, number: int, at: int) -> CheckpointError:
         source = tensor.sources[number]
+        label, name = self._plan.models[source.model].label, source.segments[0].tensor
         return CheckpointError(
-            f"{self._plan.models[source.model].label} holds NaN or infinity in {source.segments[0].tensor}, at element {at}.",
+            f"{label} holds NaN or infinity in {name}, at element {at}.",
             where=f"for {tensor.name} of the output",
             remedy="repair the model, or leave the tensor out with a filter.",
         )

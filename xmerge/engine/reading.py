@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 import torch
 
@@ -25,7 +26,7 @@ class OpenSources:
         self._stamps: dict[tuple[int, str], SourceStamp] = {}
         self._layer = layer
 
-    def __enter__(self) -> OpenSources:
+    def __enter__(self) -> Self:
         try:
             for model, file in list_files(self._layer):
                 self._open(model, file)
