@@ -21,10 +21,10 @@ DOOR = "xmerge.cli.orchestration"
 # Library -> the modules and packages of xmerge that may import it, inside functions too.
 ONLY_IN = {
     "prefect": (),
-    "torch": ("xmerge.engine",),
+    "torch": ("xmerge.engine", "xmerge.validation.load"),
     "huggingface_hub": ("xmerge.hub",),
     "transformers": ("xmerge.validation.load",),
-    "tokenizers": ("xmerge.validation.load",),
+    "tokenizers": (),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -21,7 +22,9 @@ from xmerge.planning.plan import MergePlan
 from xmerge.provenance import CONFIG_COPY_NAME, build_provenance, write_provenance
 from xmerge.sources import Location, metadata_folder
 from xmerge.values import Value
-from xmerge.work import CHAT_TEMPLATE_NAME, WorkFolder, remove_work_folder
+from xmerge.work import WorkFolder, remove_work_folder
+
+CHAT_TEMPLATE_NAME = "chat_template.jinja"
 
 
 class Publication(Value):
@@ -44,7 +47,7 @@ def assemble(plan: MergePlan, config: MergeConfig, results: Sequence[LayerResult
 
     Raises:
         StorageError: A file cannot be written, or another run has replaced a layer in the store.
-        SourceChangedError: A file that goes along from the target is gone.
+        SourceChangedError: A file that goes along from the target is gone or changed.
     """
     staged = work.staged
     try:
@@ -126,13 +129,20 @@ def _copy_side_files(staged: Path, plan: MergePlan) -> None:
         reference=target.reference, label=target.label, folder=target.folder, repo=target.repo, commit=target.commit
     )
     folder = metadata_folder(location)
+    digest = hashlib.sha256()
     for name in plan.side_files:
         try:
             copy_file(folder / name, staged / name)
         except FileNotFoundError as error:
-            raise SourceChangedError(
-                f"{target.label}/{name} is gone since the plan was made.",
-                remedy="leave the inputs alone during a merge, and run it again.",
-            ) from error
+            raise _changed(f"{target.label}/{name} is gone") from error
+        digest.update(hashlib.sha256((staged / name).read_bytes()).digest())
+    if digest.hexdigest() != plan.side_files_digest:
+        raise _changed(f"of {target.label}, {', '.join(plan.side_files)} are not what they were")
     if plan.chat_template is not None:
         write_text(staged / CHAT_TEMPLATE_NAME, plan.chat_template)
+
+
+def _changed(what: str) -> SourceChangedError:
+    return SourceChangedError(
+        f"{what} since the plan was made.", remedy="leave the inputs alone during a merge, and run it again."
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import filecmp
 import json
 import os
 import shutil
@@ -22,7 +21,6 @@ from xmerge.planning.plan import MergePlan
 from xmerge.provenance import PROVENANCE_NAME, read_provenance
 from xmerge.store import Store
 
-CHAT_TEMPLATE_NAME = "chat_template.jinja"
 LOCK_NAME = "lock"
 ATTEMPTS = 100
 
@@ -176,14 +174,8 @@ def _refuse_another_merge(out: Path, plan: MergePlan, provenance: dict[str, Any]
 def _list_damage(out: Path, plan: MergePlan, provenance: dict[str, Any]) -> list[str]:
     """Files that are not there, or not as this plan would make them, as far as that is seen without reading weights."""
     damaged = [shard["file"] for shard in provenance["shards"] if not _has_size(out / shard["file"], shard["bytes"])]
-    damaged += [name for name in ("config.json", INDEX_NAME) if not (out / name).is_file()]
-    origin = plan.models[plan.target].folder
-    for name in plan.side_files:
-        is_replaced = name == CHAT_TEMPLATE_NAME and plan.chat_template is not None
-        is_as_planned = origin is None or is_replaced or _is_equal(origin / name, out / name)
-        if not is_as_planned or not (out / name).is_file():
-            damaged.append(name)
-    return damaged
+    names = ("config.json", INDEX_NAME, *plan.side_files)
+    return damaged + [name for name in names if not (out / name).is_file()]
 
 
 def _resolve(path: Path) -> Path:
@@ -203,13 +195,6 @@ def _exists(path: Path) -> bool:
 
 def _has_size(path: Path, size: int) -> bool:
     return path.is_file() and path.stat().st_size == size
-
-
-def _is_equal(one: Path, other: Path) -> bool:
-    try:
-        return filecmp.cmp(one, other, shallow=False)
-    except OSError:
-        return False
 
 
 def _refuse_inputs(out: Path, plan: MergePlan) -> None:

@@ -1,0 +1,325 @@
+"""The work folder: one run at a time, nothing left behind that is not worth resuming, no output in a wrong place."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tests.faults import fail_with
+from tests.small_merges import list_tree, make_plan, run, write_models
+from xmerge.engine import merge_layer
+from xmerge.errors import InUseError, OutputExistsError, PlanError, StorageError
+from xmerge.planning import MergePlan
+from xmerge.work import is_finished, open_work_folder, write_plan
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """The two models of the recipe."""
+    return write_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def plan(models):
+    """The plan of the recipe."""
+    return make_plan(models)[1]
+
+
+def test_a_run_that_made_nothing_leaves_nothing(tmp_path, plan):
+    """However a run ends, without a finished layer there is no trace of it, not even a parent folder it made."""
+    with open_work_folder(tmp_path / "new" / "deep" / "out", plan) as folder:
+        write_plan(folder, plan)
+        folder.staged.mkdir()
+    assert list_tree(tmp_path) == []
+
+
+def test_a_finished_layer_stays_and_a_half_output_does_not(tmp_path, models, plan):
+    """What can be resumed is kept; what is half made is not."""
+    with open_work_folder(tmp_path / "out", plan) as folder:
+        merge_layer(plan, 1, [models / "llama", models / "qwen3"], folder.store, "cpu")
+        folder.staged.mkdir()
+    kept = list_tree(tmp_path)
+    assert ".out.xmerge/lock" in kept and ".out.xmerge/output" not in kept
+    with open_work_folder(tmp_path / "out", plan) as folder:
+        assert folder.store.find(plan, 1, [models / "llama", models / "qwen3"]) is not None
+
+
+def test_a_shared_store_keeps_its_layers_and_the_work_folder_goes(tmp_path, models, plan):
+    """With a store elsewhere nothing beside the output is worth keeping."""
+    with open_work_folder(tmp_path / "out", plan, tmp_path / "store") as folder:
+        merge_layer(plan, 1, [models / "llama", models / "qwen3"], folder.store, "cpu")
+    assert [name for name in list_tree(tmp_path) if name.startswith(".")] == []
+    assert list((tmp_path / "store").glob("*/*.safetensors"))
+
+
+def test_a_second_run_on_one_output_is_told_who_has_it(tmp_path, plan):
+    """The second run is refused with exit 5 and names the process and the machine, and the first is not disturbed."""
+    out = tmp_path / "out"
+    with open_work_folder(out, plan) as folder:
+        (tmp_path / "link").symlink_to(out)
+        for name in (out, tmp_path / "link"):
+            with pytest.raises(InUseError) as caught, open_work_folder(name, plan):
+                pass
+            assert caught.value.exit_code == 5
+            assert f"{out} is being merged by process {os.getpid()} on {socket.gethostname()} since " in str(
+                caught.value
+            )
+        assert folder.store.path.is_dir()
+    with open_work_folder(out, plan):
+        pass
+
+
+def test_a_holder_that_has_not_signed_yet_is_another_process(tmp_path, plan, monkeypatch):
+    """In the moment before a lock is signed its holder has no name."""
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    with open_work_folder(tmp_path / "out", plan) as folder:
+        (folder.path / "lock").write_text("")
+        with pytest.raises(InUseError, match="is being merged by another process"), open_work_folder(folder.out, plan):
+            pass
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from xmerge.planning import MergePlan
+from xmerge.work import open_work_folder
+plan = MergePlan.model_validate_json(Path(sys.argv[2]).read_text())
+with open_work_folder(Path(sys.argv[1]), plan) as folder:
+    folder.staged.mkdir()
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_run_holds_nothing(tmp_path, plan):
+    """While another process lives its output is its own; once it is killed the next run takes over."""
+    (tmp_path / "plan.json").write_text(json.dumps(plan.model_dump(mode="json")))
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "out"), str(tmp_path / "plan.json")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        with pytest.raises(InUseError, match=f"process {holder.pid} on "), open_work_folder(tmp_path / "out", plan):
+            pass
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+    assert (tmp_path / ".out.xmerge" / "output").is_dir()
+    with open_work_folder(tmp_path / "out", plan) as folder:
+        assert not folder.staged.exists()
+    assert list_tree(tmp_path) == ["plan.json"]
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_folder_and_lock_are_never_removed_from_under_the_next_holder(tmp_path, plan, number):
+    """When the last holder removes the folder while the next one takes it, the next one has a lock that is there."""
+    opened: list[object] = []
+    real = os.open
+
+    def open_after_removal(path, flags, mode=0o777):
+        if str(path).endswith("/lock") and len(opened) < number:
+            opened.append(path)
+            os.rmdir(os.path.dirname(path))
+        return real(path, flags, mode)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "open", open_after_removal)
+        with open_work_folder(tmp_path / "out", plan) as folder:
+            assert (folder.path / "lock").exists()
+            assert len(opened) == number
+
+
+@pytest.mark.parametrize("path", ["file/out", "out"])
+def test_a_place_that_cannot_be_written_is_a_storage_error(tmp_path, plan, monkeypatch, path):
+    """No folder, no permission, no such device: exit 6, with the place and the system's word, and no traceback."""
+    (tmp_path / "file").write_text("")
+    if path == "out":
+        monkeypatch.setattr(Path, "mkdir", fail_with(30))
+    with (
+        pytest.raises(StorageError, match=r"the work folder .* cannot be made: ") as caught,
+        open_work_folder(tmp_path / path, plan),
+    ):
+        pass
+    assert caught.value.exit_code == 6
+
+
+def test_a_place_that_can_never_be_made_ends_in_an_error(plan):
+    """Where making a folder fails as if its parent had just gone, the attempts end."""
+    with (
+        pytest.raises(StorageError, match="cannot be made: No such file or directory"),
+        open_work_folder(Path("/proc/xmerge-out"), plan),
+    ):
+        pass
+
+
+def test_a_name_longer_than_any_file_system_takes_is_a_storage_error(tmp_path, plan):
+    """A path of thousands of characters is refused in words."""
+    with pytest.raises(StorageError, match="File name too long"), open_work_folder(tmp_path / ("x" * 4000), plan):
+        pass
+
+
+def test_a_file_system_without_locks_is_a_storage_error(tmp_path, plan, monkeypatch):
+    """Without locks two runs could meet, so there is no run."""
+    monkeypatch.setattr(fcntl, "flock", fail_with(37))
+    with (
+        pytest.raises(StorageError, match="cannot be locked: No locks available"),
+        open_work_folder(tmp_path / "out", plan),
+    ):
+        pass
+
+
+def test_a_disk_with_too_little_space_is_known_before_the_first_layer(tmp_path, plan, monkeypatch):
+    """The error says how many bytes are needed and how many are free, and nothing is left behind."""
+    needed = sum(len(layer.header) + layer.bytes_written for layer in plan.layers)
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_blocks=1, f_bavail=needed - 1, f_frsize=1))
+    with pytest.raises(StorageError) as caught, open_work_folder(tmp_path / "out", plan):
+        pass
+    assert f"{needed:,} bytes are needed and {needed - 1:,} are free" in str(caught.value)
+    assert list_tree(tmp_path) == []
+
+
+def test_layers_that_are_there_need_no_space(tmp_path, models, plan, monkeypatch):
+    """A run that is resumed needs room for what is missing only."""
+    needed = sum(len(layer.header) + layer.bytes_written for layer in plan.layers[1:])
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_blocks=1, f_bavail=needed, f_frsize=1))
+    with pytest.raises(StorageError), open_work_folder(tmp_path / "out", plan):
+        pass
+    monkeypatch.undo()
+    with open_work_folder(tmp_path / "out", plan, tmp_path / "store") as folder:
+        merge_layer(plan, 0, [models / "llama", models / "qwen3"], folder.store, "cpu")
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_blocks=1, f_bavail=needed, f_frsize=1))
+    with open_work_folder(tmp_path / "out", plan, tmp_path / "store"):
+        pass
+
+
+def test_an_output_in_an_input_is_refused(models, plan):
+    """No run writes into a model that it reads."""
+    for out, lies in ((models / "llama", "is"), (models / "llama" / "out", "lies in")):
+        with (
+            pytest.raises(OutputExistsError, match=f"the output .* {lies} the input llama"),
+            open_work_folder(out, plan),
+        ):
+            pass
+
+
+def test_a_store_in_the_output_or_an_input_is_refused(tmp_path, models, plan):
+    """A store that would keep the output from appearing, or write into a model, is no store."""
+    for store, told in ((tmp_path / "out" / "store", "the output"), (models / "qwen3" / "s", "the input qwen3")):
+        with (
+            pytest.raises(PlanError, match=f"the store .* lies in {told}"),
+            open_work_folder(tmp_path / "out", plan, store),
+        ):
+            pass
+    assert list_tree(tmp_path) == []
+
+
+def test_a_store_that_is_a_file_is_a_storage_error(tmp_path, plan):
+    """A store is a folder."""
+    (tmp_path / "store").write_text("")
+    with (
+        pytest.raises(StorageError, match=r"the store .* cannot be made: File exists"),
+        open_work_folder(tmp_path / "out", plan, tmp_path / "store"),
+    ):
+        pass
+    assert list_tree(tmp_path) == ["store"]
+
+
+class TestIsFinished:
+    """What stands in the output's place before the run."""
+
+    def test_nothing_and_an_empty_folder_are_free(self, tmp_path, plan):
+        """There the output may appear; also where a link points to nothing."""
+        (tmp_path / "empty").mkdir()
+        (tmp_path / "link").symlink_to(tmp_path / "nothing")
+        assert not any(is_finished(tmp_path / name, plan) for name in ("nothing", "empty", "link", "empty/deeper"))
+
+    def test_what_is_not_ours_is_refused(self, tmp_path, plan):
+        """A file, a folder with something in it, a folder whose provenance says nothing: all are somebody's."""
+        (tmp_path / "file").write_text("")
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "folder" / "notes.txt").write_text("")
+        (tmp_path / "odd").mkdir()
+        (tmp_path / "odd" / "provenance.json").write_text('{"plan_fingerprint": "x", "shards": [{"file": "../x"}]}')
+        (tmp_path / "loop").symlink_to(tmp_path / "loop")
+        texts = []
+        for name in ("file", "folder", "odd", "loop"):
+            with pytest.raises(OutputExistsError) as caught:
+                is_finished(tmp_path / name, plan)
+            assert caught.value.exit_code == 2
+            texts.append(str(caught.value).removeprefix(str(tmp_path)).splitlines()[0])
+        assert texts == [
+            "/file exists and is no folder.",
+            "/folder exists and was not made by xmerge (it holds notes.txt).",
+            "/odd exists and was not made by xmerge (it holds provenance.json).",
+            "/loop exists and is no folder.",
+        ]
+
+    def test_the_root_of_a_mount_is_refused(self, tmp_path, plan, monkeypatch):
+        """An output appears by a rename, which cannot replace a mounted file system."""
+        monkeypatch.setattr(os.path, "ismount", lambda _: True)
+        with pytest.raises(OutputExistsError, match="mounted file system") as caught:
+            is_finished(tmp_path, plan)
+        assert caught.value.remedy == f"name a folder in it, such as {tmp_path / 'merged'}."
+
+    def test_an_earlier_output_is_finished_until_something_of_it_is_lost(self, tmp_path, models, plan):
+        """Nothing is to do for a whole output; a lost, cut or replaced file is named."""
+        out = tmp_path / "out"
+        run(models, out)
+        assert is_finished(out, plan)
+        for name, change in (
+            ("model-00002-of-00006.safetensors", Path.unlink),
+            ("model-00003-of-00006.safetensors", lambda path: path.write_bytes(b"cut")),
+            ("model.safetensors.index.json", Path.unlink),
+            ("config.json", Path.unlink),
+        ):
+            kept = (out / name).read_bytes()
+            change(out / name)
+            with pytest.raises(OutputExistsError, match=f"has lost or changed {name}"):
+                is_finished(out, plan)
+            (out / name).write_bytes(kept)
+        assert is_finished(out, plan)
+
+    def test_a_tokenizer_that_changed_since_is_not_passed_over(self, tmp_path):
+        """An output whose tokenizer is lost, or is not the target's of today, is not what the merge would make."""
+        write_models(tmp_path)
+        (tmp_path / "llama" / "tokenizer.json").write_text("{}")
+        run(tmp_path, tmp_path / "out")
+        (tmp_path / "out" / "tokenizer.json").rename(tmp_path / "kept")
+        with pytest.raises(OutputExistsError, match=r"has lost or changed tokenizer\.json"):
+            is_finished(tmp_path / "out", make_plan(tmp_path)[1])
+        (tmp_path / "kept").rename(tmp_path / "out" / "tokenizer.json")
+        (tmp_path / "llama" / "tokenizer.json").write_text('{"model": {}}')
+        with pytest.raises(OutputExistsError, match="or of other versions of these models"):
+            is_finished(tmp_path / "out", make_plan(tmp_path)[1])
+
+    def test_another_merge_and_another_configuration_are_told_apart(self, tmp_path, models, plan):
+        """The text says whether the weights would differ, or only what the output says of its making."""
+        out = tmp_path / "out"
+        run(models, out)
+        with pytest.raises(OutputExistsError, match="is the output of another merge, or of other versions"):
+            is_finished(out, MergePlan.model_validate({**plan.model_dump(), "config_text": "{}"}))
+        with pytest.raises(OutputExistsError, match="is the output of another configuration"):
+            is_finished(out, plan.model_copy(update={"config_fingerprint": "0"}))
+
+    def test_a_finished_output_takes_away_what_a_killed_run_left(self, tmp_path, models, plan):
+        """A run that died between the rename and the end left its work folder; the next one removes it."""
+        run(models, tmp_path / "out")
+        (tmp_path / ".out.xmerge" / "store").mkdir(parents=True)
+        with open_work_folder(tmp_path / "out", plan) as folder:
+            assert folder.finished
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+    def test_a_finished_output_needs_no_write(self, tmp_path, models, plan, monkeypatch):
+        """For an output that is there, beside a folder that cannot be written, nothing is to do."""
+        run(models, tmp_path / "out")
+        monkeypatch.setattr(Path, "mkdir", fail_with(30))
+        with open_work_folder(tmp_path / "out", plan) as folder:
+            assert folder.finished
