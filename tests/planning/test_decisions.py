@@ -130,6 +130,15 @@ def test_where_the_base_has_no_value_its_bytes_stay(pair, base):
     assert q.reason == "'weight' has no value for it at the base"
 
 
+def test_the_base_stays_also_where_another_model_gives_the_architecture(pair):
+    """0 is always the base, not the model whose config.json the output has."""
+    plan = pair.plan(SLERP + "architecture: B\nparameters: {t: [{filter: mlp, value: 0.5}]}")
+    q = tensors_of(plan)[Q0]
+    assert q.decision == "keep"
+    assert [plan.models[source.model].label for source in q.sources] == ["A"]
+    assert plan.models[plan.target].label == "B"
+
+
 def test_tensors_that_only_the_base_has_are_kept_and_listed(bench):
     """A role the donor lacks stays the base's, and the plan says that the donor lacks it."""
     bench.write("A", "qwen3")
@@ -153,6 +162,22 @@ def test_a_donor_never_stands_in_for_a_base_that_lacks_the_tensor(bench):
     assert q_norm.decision == "keep"
     assert [plan.models[source.model].label for source in q_norm.sources] == ["C"]
     assert "A (llama) has no attn_q_norm" in q_norm.reason
+
+
+def test_a_base_that_does_not_fit_is_never_skipped(bench):
+    """A donor cannot be measured from a base of another shape, whoever else takes no part."""
+    bench.write("A", intermediate_size=20)
+    bench.write("B")
+    bench.write("C")
+    text = (
+        "merge_method: task_arithmetic\nbase_model: A\narchitecture: B\nmodels:\n"
+        "- {model: B, parameters: {weight: [{filter: self_attn, value: 0.5}]}}\n"
+        "- {model: C, parameters: {weight: 0.5}}\n"
+    )
+    error = bench.refuse(text)
+    assert error.why is not None
+    assert "ffn_up: B has [12, 8]" in error.why
+    assert tensors_of(bench.plan(text + "on_mismatch: base"))["model.layers.0.mlp.up_proj.weight"].decision == "keep"
 
 
 def test_misfits_are_kept_from_the_base_on_request(bench):
@@ -199,6 +224,7 @@ def test_a_model_met_twice_takes_part_twice(bench):
         "model.layers.3.self_attn.q_proj.weight",
     ]
     assert tensor.coefficients == (0.75, 0.25)
+    assert plan.layer_map == ((0,), (1,))
 
 
 def test_a_model_can_be_its_own_donor(bench):
@@ -221,6 +247,14 @@ def test_weights_are_written_in_the_dtype_asked_for(pair, key):
     assert decisions_of(plan, "mlp") == {"merge"}
     assert decisions_of(plan, "self_attn") == {"cast"}
     assert tensors_of(plan)[Q0].reason == "'t' has no value for it; written as F32"
+
+
+def test_integers_keep_their_dtype(bench):
+    """`dtype` speaks of weights."""
+    for name in "AB":
+        bench.write(name, extra={"model.layers.0.self_attn.position_ids": ("I64", [7])})
+    plan = bench.plan(SLERP + "dtype: float32")
+    assert tensors_of(plan)["model.layers.0.self_attn.position_ids"].dtype == "I64"
 
 
 def test_out_dtype_comes_before_dtype(pair):

@@ -23,6 +23,11 @@ def test_a_proportional_map_runs_from_end_to_end_without_turning_back(depth, don
     assert set(column) <= set(range(donor_depth))
 
 
+def test_half_way_between_two_layers_the_later_one_meets():
+    """Ties have a rule, so that nobody's rounding decides."""
+    assert [spread(layer, 3, 4) for layer in range(3)] == [0, 2, 3]
+
+
 @given(depth=depths)
 def test_a_proportional_map_of_equal_depths_changes_nothing(depth):
     """Layers of the same number meet."""

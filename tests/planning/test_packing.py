@@ -42,6 +42,11 @@ def test_a_large_layer_is_a_task_of_its_own():
     assert pack([10, BYTES_PER_TASK, 10, 10]) == ((0,), (1,), (2,), (3,))
 
 
+def test_a_task_is_closed_before_it_is_too_large():
+    """Layers that fit two by two are carried two by two, though three could share a task by their number."""
+    assert {len(group) for group in pack([BYTES_PER_TASK // 2] * 96)} == {2}
+
+
 def test_small_layers_share_a_task():
     """Hundreds of tiny layers make a few dozen tasks."""
     assert len(pack([1000] * 128)) == 32

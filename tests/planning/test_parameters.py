@@ -141,6 +141,15 @@ def test_a_model_s_own_parameter_is_filtered_by_its_own_name(pair):
     assert decisions_of(plan, "layers.1.") == {"keep"}
 
 
+def test_a_model_s_own_parameter_is_not_filtered_by_the_output_s_number(pair):
+    """The output's layer number is no part of the source's name."""
+    error = pair.refuse(
+        "merge_method: passthrough\nslices:\n- sources:\n  - model: A\n    layer_range: [3, 5]\n"
+        "    parameters: {scale: [{filter: layers.0., value: 2}]}\n"
+    )
+    assert error.what == "the filter 'layers.0.' matches no tensor."
+
+
 def test_a_fused_donor_is_filtered_by_either_name(bench):
     """Where families name a tensor differently, the donor's name and the output's both reach it."""
     bench.write("A")

@@ -53,6 +53,13 @@ def test_queries_of_a_model_that_normalizes_them_lose_their_scale(bench):
     assert warn(bench, SLERP + "parameters: {t: [{filter: v_proj, value: 0.5}]}") == ""
 
 
+def test_a_base_that_is_not_the_architecture_crosses_too(bench):
+    """What is kept from a base of another family meets the architecture's own norms all the same."""
+    bench.write("A")
+    bench.write("B", "qwen3")
+    assert "B normalizes every query and key head and A does not" in warn(bench, SLERP + "architecture: B")
+
+
 def test_queries_are_rescaled_by_a_base_that_normalizes_them(bench):
     """The other way round as well."""
     bench.write("A", "qwen3")

@@ -19,7 +19,8 @@ from xmerge.planning.slices import OutputLayer, walk_paths
 from xmerge.planning.slots import Slot
 
 COPY_METHOD = "passthrough"
-Parameters = Mapping[str, float | tuple[float, ...]]
+Arguments = Mapping[str, float | tuple[float, ...]]
+"""What a method is called with."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Decider:
         """Why nothing is merged into the base's tensor, None where something is."""
         if self.method.base == "required" and case.slot.layer.base not in taking:
             return case.dropped[0]
-        if case.keeper is not None and self._is_base(case, case.keeper):
+        if self.method.base != "required" and case.keeper is not None and self._is_base(case, case.keeper):
             silent = values.missing_for(case.keeper)
             if silent:
                 return f"'{silent}' has no value for it at the base"
@@ -126,9 +127,7 @@ class Decider:
         base = active.index(case.keeper) if case.keeper in active else None
         return self._plan(case, "merge", "merged as asked", self.method, parameters, sources, known, base)
 
-    def _find_coefficients(
-        self, case: _Case, taking: Sequence[int], parameters: Parameters
-    ) -> tuple[float, ...] | None:
+    def _find_coefficients(self, case: _Case, taking: Sequence[int], parameters: Arguments) -> tuple[float, ...] | None:
         """The coefficients if they are known before the weights are read."""
         try:
             return self.method.coefficients(Gram(), len(taking), parameters)
@@ -203,7 +202,7 @@ class Decider:
         decision: Decision,
         reason: str,
         method: MergeMethod,
-        parameters: Parameters,
+        parameters: Arguments,
         sources: Sequence[Source],
         coefficients: tuple[float, ...] | None,
         base: int | None,

@@ -38,10 +38,17 @@ def choose_side_files(target: ResolvedModel) -> tuple[str, ...]:
 
 
 def digest_side_files(target: ResolvedModel, names: Sequence[str]) -> str:
-    """SHA-256 of what the files hold."""
+    """SHA-256 of what the files hold.
+
+    Raises:
+        CheckpointError: One of them cannot be read.
+    """
     folder, digest = metadata_folder(target.location), hashlib.sha256()
     for name in names:
-        digest.update(hashlib.sha256((folder / name).read_bytes()).digest())
+        try:
+            digest.update(hashlib.sha256((folder / name).read_bytes()).digest())
+        except OSError as error:
+            raise CheckpointError(f"{target.label}/{name} cannot be read: {error.strerror}.") from error
     return digest.hexdigest()
 
 

@@ -98,7 +98,7 @@ def _warn_of_attention(architecture: ResolvedArchitecture, tensors: Sequence[Ten
     crossing = {
         source.model
         for tensor in tensors
-        if tensor.decision != "keep" and tensor.role and {"attn_q", "attn_k"} & set(tensor.role.split("+"))
+        if tensor.role and {"attn_q", "attn_k"} & set(tensor.role.split("+"))
         for source in tensor.sources
     }
     target = architecture.target
