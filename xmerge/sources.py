@@ -25,7 +25,7 @@ class Location(Value):
     reference: str
     """As the configuration names it."""
     label: str
-    """As people read it: no absolute path."""
+    """As people read it: the folder's name, or `org/name`."""
     folder: Path | None = None
     repo: str | None = None
     commit: str | None = None
@@ -51,8 +51,8 @@ def locate_model(reference: ModelReference, config_folder: Path | None = None) -
                 f"the model {reference} is a folder, and a folder has no revision '{revision}'.",
                 remedy="leave the revision out; write a path that contains '@' or '+' as a mapping: {path: ...}.",
             )
-        label = path if not os.path.isabs(os.path.expanduser(path)) else folder.name
-        return Location(reference=str(reference), label=label, folder=folder)
+        # As it is written, where that says anything: a link's own name rather than its target's.
+        return Location(reference=str(reference), label=Path(path).name or folder.name, folder=folder)
     if not hub.is_repo_id(path) or path.startswith((".", "/", "~")):
         raise CheckpointError(
             f"there is no model '{path}'.",
