@@ -195,6 +195,12 @@ METHODS_AND_PARAMETERS = {
         "parameters.t",
         "expected a finite number, got '1e999'.",
     ),
+    "larger than float32": (
+        LINEAR + "globals: {weight: [1, -1.0e+39]}",
+        7,
+        "globals.weight[1]",
+        "-1e+39 is too large: the arithmetic is that of float32.",
+    ),
     "nothing": (SLERP + "parameters: {t: }", 7, "parameters.t", "expected a finite number, got nothing."),
     "a word": (SLERP + "parameters: {t: [0, x]}", 7, "parameters.t[1]", "expected a finite number, got 'x'."),
     "a word under a filter": (
@@ -460,6 +466,18 @@ VALUES = {
     ),
     "publish as text": (LINEAR + "publish: org/name", 7, "publish", "expected a mapping, got 'org/name'."),
     "publish to nowhere": (LINEAR + "publish: {}", 7, "publish", "the key 'repo' is missing."),
+    "publish to no repository": (
+        LINEAR + "publish: {repo: a/b/c}",
+        7,
+        "publish.repo",
+        "'a/b/c' is no name of a repository on the Hub (org/name).",
+    ),
+    "publish to no branch": (
+        LINEAR + "publish: {repo: a/b, branch: ../c}",
+        7,
+        "publish.branch",
+        "'../c' is no name of a branch.",
+    ),
     "a value of a thousand letters": (
         LINEAR + "dtype: " + "x" * 1000,
         7,

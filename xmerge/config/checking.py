@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from xmerge.config.schema import InputModel, MergeConfig, OutputSlice
+from xmerge.config.schema import InputModel, MergeConfig, OutputSlice, PublishTarget
 from xmerge.config.settings import Parameters
 from xmerge.config.source import Path
+from xmerge.config.strict import show
 from xmerge.errors import ConfigError, nearest
 from xmerge.methods import MergeMethod, find_method
 from xmerge.methods.contract import Parameter
@@ -19,7 +20,10 @@ Fault = tuple[Path, str]
 
 
 def find_faults(config: MergeConfig) -> Iterator[Fault]:
-    """An unknown method, unknown and misplaced parameters, and values out of their range."""
+    """An unknown method, unknown and misplaced parameters, values out of range, and a place to publish that is none."""
+    if config.publish is not None:
+        # Now, because a merge may take hours before it is needed.
+        yield from _check_place(config.publish)
     try:
         method = find_method(config.merge_method)
     except ConfigError as error:
@@ -28,6 +32,15 @@ def find_faults(config: MergeConfig) -> Iterator[Fault]:
     for path, parameters, of_one_model in list_levels(config):
         for name in parameters:
             yield from _check_parameter(method, (*path, name), parameters, of_one_model)
+
+
+def _check_place(target: PublishTarget) -> Iterator[Fault]:
+    from xmerge.hub.names import is_ref_name, is_repo_id
+
+    if not is_repo_id(target.repo):
+        yield ("publish", "repo"), f"{show(target.repo)} is no name of a repository on the Hub (org/name)"
+    if target.branch is not None and not is_ref_name(target.branch):
+        yield ("publish", "branch"), f"{show(target.branch)} is no name of a branch"
 
 
 def list_levels(config: MergeConfig) -> Iterator[Level]:

@@ -10,6 +10,9 @@ from pydantic import BeforeValidator, Field, field_validator, model_serializer
 
 from xmerge.config.strict import Strict, complain, show
 
+LARGEST = 2.0**127
+"""About the largest float32; sums of such numbers are still finite in float64."""
+
 _NumberText = Annotated[str, Field(pattern=r"^[-+]?[0-9.]+([eE][-+]?[0-9]+)?$")]
 RawNumber = float | bool | _NumberText
 RawGradient = Annotated[list[RawNumber], Field(min_length=1)]
@@ -31,8 +34,10 @@ def parse_number(raw: Any, *at: int) -> float:
             number = float(raw)
         except (ValueError, OverflowError):
             number = math.nan
-        if math.isfinite(number):
+        if abs(number) <= LARGEST:
             return number
+        if math.isfinite(number):
+            raise complain(f"{show(raw)} is too large: the arithmetic is that of float32", *at)
     raise complain(f"expected a finite number, got {show(raw)}", *at)
 
 
