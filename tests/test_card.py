@@ -7,7 +7,7 @@ import re
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.small_merges import RECIPE, make_plan, run, write_models
@@ -72,6 +72,7 @@ def test_a_merge_within_a_family_makes_no_cross_family_claim(models):
 
 
 @given(st.text())
+@example("a & b &lt; \\`*_[]<>|#~$ &#35;")
 def test_escaped_text_is_one_line_that_reads_the_same_and_marks_nothing_up(text):
     """No sign of Markdown or HTML is left bare, and what a reader sees is the text without its invisible signs."""
     escaped = escape(text)

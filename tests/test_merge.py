@@ -8,6 +8,8 @@ import os
 import subprocess
 import sys
 import threading
+import time
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -254,11 +256,35 @@ def test_a_source_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-def test_a_device_that_is_not_here_is_refused_before_anything_is_written(tmp_path, models):
-    """An unknown device is exit 2 and leaves nothing."""
+def test_a_device_that_is_not_here_is_refused_before_anything_is_fetched(tmp_path, models):
+    """An unknown device is exit 2, before a model is fetched, and leaves nothing."""
+    stages: list[str] = []
+
+    class Listen(Silence):
+        def stage(self, name):
+            stages.append(name)
+
     with pytest.raises(PlanError, match="there is no device 'tpu'"):
-        run(models, tmp_path / "out", device="tpu")
+        run(models, tmp_path / "out", device="tpu", reporter=Listen())
+    assert stages == ["resolve_architecture", "map_slices"]
     assert list_tree(tmp_path) == []
+
+
+def test_an_error_in_one_layer_ends_the_others_at_their_next_block(tmp_path, models, monkeypatch):
+    """The error is told at once, not when the layers beside it are done."""
+
+    def fail_or_wait(plan, index, folders, store, device):
+        if index == 3:
+            raise StorageError("full")
+        for _ in range(1000):
+            check_stop()
+            time.sleep(0.01)
+
+    monkeypatch.setattr(import_module("xmerge.merge"), "merge_layer", fail_or_wait)
+    started = time.monotonic()
+    with pytest.raises(StorageError, match="full"):
+        run(models, tmp_path / "out", workers=6)
+    assert time.monotonic() - started < 5
 
 
 def test_two_recipes_share_a_store_at_the_same_time(tmp_path, models):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -20,7 +21,7 @@ from tests.small_merges import list_tree, make_plan, run, write_models
 from xmerge.engine import merge_layer
 from xmerge.errors import InUseError, OutputExistsError, PlanError, StorageError
 from xmerge.planning import MergePlan
-from xmerge.work import is_finished, open_work_folder, write_plan
+from xmerge.work import is_finished, open_work_folder, remove_work_folder, write_plan
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +136,58 @@ def test_folder_and_lock_are_never_removed_from_under_the_next_holder(tmp_path, 
         with open_work_folder(tmp_path / "out", plan) as folder:
             assert (folder.path / "lock").exists()
             assert len(opened) == number
+
+
+def test_a_lock_that_was_removed_while_it_was_taken_is_taken_again(tmp_path, plan, monkeypatch):
+    """A lock on a file that has lost its name keeps nobody out, so it is not a lock."""
+    taken: list[int] = []
+    real = fcntl.flock
+
+    def lose_the_first(lock, how):
+        if not taken:
+            (tmp_path / ".out.xmerge" / "lock").unlink()
+        taken.append(lock)
+        real(lock, how)
+
+    monkeypatch.setattr(fcntl, "flock", lose_the_first)
+    with open_work_folder(tmp_path / "out", plan) as folder:
+        assert len(taken) == 2
+        with pytest.raises(InUseError), open_work_folder(folder.out, plan):
+            pass
+
+
+def test_a_run_that_ends_late_leaves_the_next_ones_folder_alone(tmp_path, plan):
+    """Between the removal of the folder and the end of its run the next run may have taken the place."""
+    with contextlib.ExitStack() as first, contextlib.ExitStack() as second:
+        remove_work_folder(first.enter_context(open_work_folder(tmp_path / "out", plan)))
+        folder = second.enter_context(open_work_folder(tmp_path / "out", plan))
+        first.close()
+        assert (folder.path / "lock").exists() and folder.store.path.is_dir()
+
+
+def test_what_a_killed_run_left_half_made_goes_first(tmp_path, plan):
+    """A half output and unfinished layers of a dead run are gone before the next one begins."""
+    leftover = tmp_path / ".out.xmerge" / "store" / "ab" / "abcd.12345678.tmp"
+    leftover.parent.mkdir(parents=True)
+    leftover.write_bytes(b"half")
+    (tmp_path / ".out.xmerge" / "output").mkdir()
+    with open_work_folder(tmp_path / "out", plan) as folder:
+        assert not leftover.exists() and not folder.staged.exists()
+
+
+def test_an_output_that_appears_while_the_lock_is_taken_is_finished(tmp_path, models, plan, monkeypatch):
+    """Whoever waited for the run that made the output has nothing to do."""
+    run(models, tmp_path / "other")
+    real = fcntl.flock
+
+    def appear(lock, how):
+        (tmp_path / "other").rename(tmp_path / "out")
+        real(lock, how)
+
+    monkeypatch.setattr(fcntl, "flock", appear)
+    with open_work_folder(tmp_path / "out", plan) as folder:
+        assert folder.finished
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
 @pytest.mark.parametrize("path", ["file/out", "out"])

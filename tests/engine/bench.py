@@ -37,7 +37,8 @@ class Bench:
         self.folders = [folder / f"model{number}" for number in range(len(self.pieces))]
         for place, pieces in zip(self.folders, self.pieces, strict=True):
             place.mkdir(parents=True, exist_ok=True)
-            save_file({f"piece{number}": piece.contiguous() for number, piece in enumerate(pieces)}, place / FILE)
+            named = {_name(number): piece.contiguous() for number, piece in enumerate(pieces)}
+            save_file(named, place / FILE)
 
     def source(self, number: int, shift: float = 0.0) -> Source:
         """A source, with its pieces as segments."""
@@ -51,7 +52,7 @@ class Bench:
                 offset=start + stored[name].begin,
                 elements=self.pieces[number][index].numel(),
             )
-            for index, name in enumerate(f"piece{index}" for index in range(len(self.pieces[number])))
+            for index, name in enumerate(map(_name, range(len(self.pieces[number]))))
         )
         return Source(model=number, pin=f"pin{number}", segments=segments, shift=shift)
 
@@ -132,6 +133,11 @@ class Bench:
             result = Combiner(plan, sources, torch.device("cpu"), block).combine(layer.tensors[0], shard)
             shard.seal()
         return read_back(path)[NAME], result
+
+
+def _name(piece: int) -> str:
+    """What a piece is called in its file, where the pieces stand in the reverse order."""
+    return f"piece{9 - piece}"
 
 
 def read_back(path: Path) -> Mapping[str, torch.Tensor]:

@@ -56,7 +56,7 @@ def skip_loading(reason: str) -> ValidationReport:
 
 def _run_program(folder: Path) -> tuple[int, str, str]:
     """Status, output and complaints of the loading process; it is ended when a stop is requested."""
-    # By its path and with -P, because Python would else import from the current folder, which may be a checkpoint's.
+    # By its path, because -m imports from the current folder, which may be a checkpoint's; -P: nor from the program's.
     command = [sys.executable, "-P", str(PROGRAM), str(folder.absolute())]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, encoding="utf-8", errors="replace") as process:
