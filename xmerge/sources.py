@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -103,6 +104,8 @@ def _find_folder(path: str, config_folder: Path | None) -> Path | None:
     return next((Path(place).resolve() for place in places if os.path.isdir(place)), None)
 
 
+# A commit never changes, and a merge is planned twice: before it starts anything, and as its own step.
+@cache
 def _read_remote(repo: str, commit: str, label: str) -> Checkpoint:
     folder = hub.fetch_metadata(repo, commit)
     config = read_json_object(folder / "config.json", f"{label}/config.json")
