@@ -66,7 +66,7 @@ class MergeSteps:
         return self.describe(checked.result(), self.publish([checked]))
 
     def describe(self, report: dict[str, Any] | None, publication: dict[str, Any]) -> dict[str, Any]:
-        """What the flow returns: the fields of `xmerge.merge.MergeOutcome`."""
+        """What the flow returns: the fields of `xmerge.run.MergeOutcome`."""
         return {
             "plan_fingerprint": self.plan.fingerprint,
             "publication": publication,

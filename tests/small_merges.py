@@ -14,8 +14,8 @@ from xmerge.architecture import resolve
 from xmerge.checkpoints.checkpoint import read_local_shard
 from xmerge.config import MergeConfig, parse_config
 from xmerge.engine.reading import TORCH_DTYPES
-from xmerge.merge import MergeOutcome, merge
 from xmerge.planning import MergePlan, map_slices
+from xmerge.run import MergeOutcome, merge
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 RECIPE = """\

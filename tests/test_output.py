@@ -56,7 +56,7 @@ def test_the_same_merge_gives_the_same_bytes_of_every_file(tmp_path, models):
 def test_the_name_of_the_configuration_file_is_in_no_byte(tmp_path, models):
     """A warning names its place in the copy that lies beside it, whatever the file was called."""
     from xmerge import parse_config
-    from xmerge.merge import merge
+    from xmerge.run import merge
 
     recipe = f"{RECIPE}  - {{value: 0.1}}\n  - {{filter: mlp, value: 0.2}}\non_mismatch: base\n"
     for name in ("a.yml", "recipe for a model.yaml"):

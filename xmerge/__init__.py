@@ -7,21 +7,21 @@ if TYPE_CHECKING:
     from xmerge.architecture import ResolvedArchitecture, resolve
     from xmerge.config import MergeConfig, load_config, parse_config
     from xmerge.errors import XmergeError
-    from xmerge.merge import MergeOutcome, merge
     from xmerge.planning import MergePlan, map_slices
+    from xmerge.run import MergeOutcome, merge
     from xmerge.validation import Finding, ValidationReport, verify
 
 _HOMES = {
     "Finding": "xmerge.validation",
     "MergeConfig": "xmerge.config",
-    "MergeOutcome": "xmerge.merge",
+    "MergeOutcome": "xmerge.run",
     "MergePlan": "xmerge.planning",
     "ResolvedArchitecture": "xmerge.architecture",
     "ValidationReport": "xmerge.validation",
     "XmergeError": "xmerge.errors",
     "load_config": "xmerge.config",
     "map_slices": "xmerge.planning",
-    "merge": "xmerge.merge",
+    "merge": "xmerge.run",
     "parse_config": "xmerge.config",
     "resolve": "xmerge.architecture",
     "verify": "xmerge.validation",
@@ -52,9 +52,7 @@ def __getattr__(name: str) -> Any:
         return version("xmerge")
     if name not in _HOMES:
         raise AttributeError(f"module 'xmerge' has no attribute '{name}'")
-    # Kept, because importing the module `xmerge.merge` gives its name to the module.
-    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
-    return value
+    return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -53,7 +53,11 @@ def locate_model(reference: ModelReference, config_folder: Path | None = None) -
                 remedy="leave the revision out; write a path that contains '@' or '+' as a mapping: {path: ...}.",
             )
         # As it is written, where that says anything: a link's own name rather than its target's.
-        return Location(reference=str(reference), label=Path(path).name or folder.name, folder=folder)
+        return Location(
+            reference=str(reference),
+            label=folder.name if Path(path).name in ("", "..") else Path(path).name,
+            folder=folder,
+        )
     if not hub.is_repo_id(path) or path.startswith((".", "/", "~")):
         raise CheckpointError(
             f"there is no model '{path}'.",

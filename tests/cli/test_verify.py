@@ -34,3 +34,18 @@ def test_a_folder_that_is_not_there_ends_in_exit_3(xmerge, tmp_path):
     said = xmerge("verify", tmp_path / "nowhere")
     assert said.exit_code == 3
     assert "nowhere" in said.err
+
+
+def test_a_base_that_cannot_be_read_is_refused_in_words(xmerge, tmp_path):
+    """A reference with two '@' is a person's mistake, not a bug."""
+    folder = write_fake(tmp_path / "model")
+    said = xmerge("verify", folder, "--base", "a@b@c")
+    assert said.exit_code == 2
+    assert "more than one '@'" in said.err
+
+
+def test_the_trial_load_can_be_left_out(xmerge, tmp_path):
+    """What was not tried is said."""
+    folder = write_fake(tmp_path / "model")
+    said = xmerge("verify", folder, "--skip-trial-load")
+    assert "no: skipped as asked" in said.out

@@ -17,7 +17,7 @@ import pytest
 from tests.flows.tiny import LAYERS, Bench, digest
 from xmerge.config import parse_config
 from xmerge.errors import Interrupted, PlanError
-from xmerge.merge import merge
+from xmerge.run import merge
 
 pytestmark = pytest.mark.slow
 

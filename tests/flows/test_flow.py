@@ -15,7 +15,7 @@ from tests.flows.tiny import LAYERS, Bench, digest
 from xmerge import engine
 from xmerge.config import parse_config
 from xmerge.errors import CheckpointError, HubUnavailableError, InUseError, PlanError, StorageError
-from xmerge.merge import merge
+from xmerge.run import merge
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("api_url")]
 

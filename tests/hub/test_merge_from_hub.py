@@ -83,7 +83,8 @@ def shard(folder: Path) -> dict[str, bytes]:
     length = 8 + int.from_bytes(raw[:8], "little")
     entries = json.loads(raw[8:length])
     entries.pop("__metadata__")
-    files, weight_map = {"config.json": (folder / "config.json").read_bytes()}, {}
+    files = {"config.json": (folder / "config.json").read_bytes()}
+    weight_map: dict[str, str] = {}
     for file, chosen in (
         ("attention.safetensors", [name for name in entries if "self_attn" in name]),
         ("rest.safetensors", [name for name in entries if "self_attn" not in name]),

@@ -128,7 +128,7 @@ def test_a_fault_that_the_base_has_too_only_warns(tmp_path):
 def test_an_output_that_does_not_validate_does_not_appear(tmp_path, monkeypatch):
     """Exit 4, no output, every layer kept."""
     write_models(tmp_path)
-    loop = import_module("xmerge.merge")
+    loop = import_module("xmerge.run")
     real = loop.assemble
 
     def assemble_wrongly(plan, config, results, work):

@@ -63,7 +63,7 @@ def _refuse_early(config: Path, out: Path, device: str, seed: int | None) -> Non
 
 def _merge_directly(config: Path, out: Path, reporter: LineReporter | BarReporter, **options: Any) -> dict[str, Any]:
     from xmerge.config import load_config
-    from xmerge.merge import merge as run
+    from xmerge.run import merge as run
     from xmerge.signals import stop_on_signals
 
     loaded = load_config(config)

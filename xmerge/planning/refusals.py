@@ -27,8 +27,9 @@ def refuse_unsupported(config: MergeConfig, architecture: ResolvedArchitecture) 
     _refuse_strangers(config, architecture)
     template = config.chat_template
     if template is not None and "{" not in template:
+        told = f"'chat_template: {template}' names a built-in template, and xmerge has none."
         raise PlanError(
-            f"'chat_template: {template}' names a built-in template, and xmerge has none.",
+            told if template.strip() else "'chat_template' is empty.",
             where=config.source.locate("chat_template"),
             remedy="leave it out to keep the base's, or write the Jinja text itself.",
         )

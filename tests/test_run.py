@@ -280,7 +280,7 @@ def test_an_error_in_one_layer_ends_the_others_at_their_next_block(tmp_path, mod
             check_stop()
             time.sleep(0.01)
 
-    monkeypatch.setattr(import_module("xmerge.merge"), "merge_layer", fail_or_wait)
+    monkeypatch.setattr(import_module("xmerge.run"), "merge_layer", fail_or_wait)
     started = time.monotonic()
     with pytest.raises(StorageError, match="full"):
         run(models, tmp_path / "out", workers=6)
