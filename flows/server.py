@@ -16,8 +16,6 @@ import httpx
 from xmerge.errors import PlanError
 
 PROGRAM = Path(__file__).with_name("server_process.py")
-# The command waits for the last batch to be recorded, so a second between batches would be a second of its time.
-OWN_SETTINGS = {"PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "0.2"}
 STOP_PATIENCE = 3.0
 
 
@@ -78,7 +76,7 @@ def _spawn(listener: int, output: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         # -P keeps the folder of the program, and so its neighbours, off the server's import path.
         [sys.executable, "-P", str(PROGRAM), str(listener)],
-        env={**os.environ, **get_current_settings().to_environment_variables(exclude_unset=True), **OWN_SETTINGS},
+        env={**os.environ, **get_current_settings().to_environment_variables(exclude_unset=True)},
         pass_fds=[listener],
         stdin=subprocess.PIPE,
         stdout=output,

@@ -74,7 +74,10 @@ def storage_error(error: OSError, folder: Path, *, needed: int | None = None) ->
         )
     told = [f"{needed:,} bytes are needed at once"] if needed else []
     free = free_bytes(folder)
-    told += [f"{free:,} bytes are free"] if free is not None else []
+    if error.errno == errno.EFBIG:
+        told.append("a file may not grow that large here: see `ulimit -f`, and the file system's own limit")
+    elif free is not None:
+        told.append(f"{free:,} bytes are free")
     return StorageError(
         f"there is no space left in {folder}.",
         why=f"{' and '.join(told)} ({error.strerror}).",

@@ -1,5 +1,6 @@
 """Whose architecture the output has, and what is said of models that contradict themselves."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -209,3 +210,12 @@ def test_a_dtype_is_read_in_both_spellings():
     assert config_dtype({"torch_dtype": "torch.float16"}) == "float16"
     assert config_dtype({"dtype": None}) is None
     assert config_dtype({"dtype": {"": "float32"}}) is None
+
+
+def test_a_depth_beyond_all_tensors_is_refused_at_once(tmp_path):
+    """Ten million layers in config.json are a contradiction, not work for minutes."""
+    folder = write_fake(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 10_000_000}), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="says 10000000 layers, and it holds 39 tensors"):
+        describe_model(Location(reference="model", label="model", folder=folder))

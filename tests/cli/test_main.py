@@ -42,7 +42,7 @@ def test_an_unknown_command_is_refused(xmerge):
     ],
 )
 def test_an_error_ends_in_its_exit_code_without_a_traceback(xmerge, monkeypatch, error, code):
-    """Every error of ours is told in words, on standard error, and ends in the exit code of the design."""
+    """Every error of ours is told in words, on standard error, and ends in the exit code that stands in the README."""
     raise_in_plan(monkeypatch, error("it went wrong.", where="here", why="so.", remedy="do that."))
     said = xmerge("plan", "recipe.yml")
     assert said.exit_code == code

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -63,3 +66,22 @@ def test_no_weight_is_read(planned, tmp_path):
         blocks = (tmp_path / model / "model.safetensors").stat().st_blocks
         assert blocks * 512 < 64 * 1024
     assert planned().exit_code == 0
+
+
+def test_a_reader_that_goes_away_is_no_failure(planned, tmp_path):
+    """`xmerge plan ... | head` ends in exit 0, as does a plan that is read to its end."""
+    planned()
+    command = f"{sys.executable} -m xmerge plan recipe.yml | head -c 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["/bin/bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_full_device_is_no_bug(planned, tmp_path):
+    """What cannot be printed ends in exit 6, in words."""
+    planned()
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        command = [sys.executable, "-m", "xmerge", "plan", "recipe.yml", "--json"]
+        done = subprocess.run(command, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 6
+    assert "cannot be printed" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -181,3 +181,11 @@ def test_a_device_that_is_not_there_is_refused(place, xmerge):
     assert said.exit_code == 2
     assert "cuda:99" in said.err
     assert sorted(os.listdir(place)) == ["base", "donor", "recipe.yml"]
+
+
+def test_a_configuration_that_cannot_be_read_again_is_refused(place, xmerge):
+    """A pipe is empty the second time, and a resumed merge reads the configuration again."""
+    os.mkfifo(place / "recipe.yml")
+    said = xmerge("merge", "recipe.yml", "out", "--direct")
+    assert said.exit_code == 2
+    assert "save the configuration to a file" in said.err

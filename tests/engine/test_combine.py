@@ -88,7 +88,7 @@ def test_what_is_told_of_a_tensor_is_what_became_of_it(tmp_path, method, paramet
     made, result = bench.combine(bench.plan(method, **parameters), 64)
     cosine = torch.nn.functional.cosine_similarity(made.double(), x.double(), dim=0)
     assert result.cosine == pytest.approx(float(cosine), abs=1e-5)
-    assert result.norm_ratio == pytest.approx(float(made.double().norm() / x.double().norm()), rel=1e-5)
+    assert result.norm_ratio == pytest.approx(float(made.double().norm() / x.double().norm()), rel=5e-5)
     if method == "slerp":
         between = torch.nn.functional.cosine_similarity(x.double(), y.double(), dim=0)
         assert result.donor_cosines == pytest.approx((float(between),), abs=1e-5)

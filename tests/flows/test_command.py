@@ -93,7 +93,7 @@ def test_a_killed_merge_is_resumed(bench: Bench, api_url, prefect_home):
 
 @pytest.mark.parametrize("act", ["SIGINT", "SIGTERM"])
 def test_a_signal_ends_the_command_soon_and_resumably(bench: Bench, api_url, act):
-    """Within two seconds, with the exit code of the design, no traceback, and finished layers kept."""
+    """Within two seconds, with exit code 130, no traceback, and finished layers kept."""
     stopped = call(bench, {"PREFECT_API_URL": api_url}, act, 3)
     seconds = time.time() - float(stopped.stdout)
     assert stopped.returncode == Interrupted.exit_code

@@ -50,7 +50,7 @@ def test_the_flow_makes_the_bytes_of_the_plain_loop(bench: Bench):
 
 
 def test_the_pages_of_a_run_show_its_steps(bench: Bench):
-    """Six kinds of task with the names of the design, edges between them, a telling name, and four artifacts."""
+    """The six kinds of task by their names, edges between them, a telling name, and four artifacts."""
     bench.merge()
     last = last_run(TASKS)
     assert last.run.name == "slerp base + donor → out"

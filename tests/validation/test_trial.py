@@ -49,8 +49,21 @@ def test_a_checkpoint_is_loaded_strictly_and_run(tmp_path):
     assert told(report) == "failed"
     assert [finding.text for finding in report.findings] == [
         "transformers finds missing keys: model.norm.weight",
-        "transformers finds unexpected keys: model.layers.0.self_attn.k_norm.weight",
+        "transformers does not read 'model.layers.0.self_attn.k_norm.weight'.",
     ]
+
+
+@pytest.mark.slow
+def test_a_tensor_that_the_base_has_too_is_no_fault(tmp_path):
+    """What nobody reads and the base brought along is a warning, and the checkpoint loads all the same."""
+    folder = write_tiny_llama(tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    weights["extra.weight"] = weights["model.norm.weight"].clone()
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    report = try_loading(folder, {"extra.weight"})
+    assert report.ok
+    assert told(report) == "LlamaForCausalLM, strictly; the logits of a short input are finite"
+    assert [(finding.code, finding.severity) for finding in report.findings] == [("unread_tensor", "warning")]
 
 
 @pytest.mark.slow

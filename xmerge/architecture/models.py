@@ -17,6 +17,9 @@ from xmerge.config import MergeConfig, ModelReference, ModuleDefinition
 from xmerge.errors import CheckpointError, PlanError, nearest
 from xmerge.sources import Location, locate_model, read_model
 
+MOST_LAYERS = 10_000
+"""More than any model has, and few enough to be compared with the headers one by one."""
+
 _LAYER_IN_NAME = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(0|[1-9]\d{0,8})\.")
 
 
@@ -177,6 +180,7 @@ def describe_model(location: Location, override: str | None = None) -> ResolvedM
         return _describe_unknown(location, checkpoint)
     axes = family.read_axes(checkpoint.config, checkpoint.label)
     tied = family.is_tied(checkpoint.config)
+    _refuse_impossible_depth(axes["layers"], checkpoint)
     known = _expect_tensors(family, axes["layers"])
     specs = [_specify(stored, known, axes, checkpoint.label) for stored in checkpoint.tensors.values()]
     _check_layer_count(specs, axes["layers"], checkpoint.label)
@@ -206,6 +210,16 @@ def _label_apart(locations: list[Location]) -> list[Location]:
         label = location.label if number == 1 else f"{location.label}#{number}"
         apart.append(location.model_copy(update={"label": label}))
     return apart
+
+
+def _refuse_impossible_depth(layers: int, checkpoint: Checkpoint) -> None:
+    """Names are made for every layer, so a config.json must not be able to ask for names without end."""
+    if layers > MOST_LAYERS and layers > len(checkpoint.tensors):
+        raise CheckpointError(
+            f"{checkpoint.label} contradicts itself: its config.json says {layers} layers, and it holds "
+            f"{len(checkpoint.tensors)} tensors.",
+            remedy="fetch config.json and weights of one and the same revision.",
+        )
 
 
 Expected = dict[str, tuple[TensorTemplate, int | None, bool]]
@@ -251,6 +265,7 @@ def _describe_unknown(location: Location, checkpoint: Checkpoint) -> ResolvedMod
     told = [checkpoint.config.get(key) for key in ("num_hidden_layers", "n_layer", "num_layers")]
     counted = 1 + max((spec.layer for spec in specs if spec.layer is not None), default=-1)
     layers = next((number for number in told if type(number) is int and number > 0), counted)
+    _refuse_impossible_depth(layers, checkpoint)
     tied = bool(checkpoint.config.get("tie_word_embeddings", False))
     return ResolvedModel(location, checkpoint, None, {}, layers, tied, specs)
 

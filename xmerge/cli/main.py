@@ -10,7 +10,9 @@ from typing import Any, NoReturn
 import click
 from typing_extensions import override
 
-from xmerge.errors import Interrupted, XmergeError
+from xmerge.errors import Interrupted, StorageError, XmergeError
+from xmerge.files import DISK_FULL
+from xmerge.signals import stop_on_signals
 
 COMMANDS = {
     "families": ("xmerge.cli.listings", "List the model families that xmerge knows, or one's tensors."),
@@ -52,11 +54,12 @@ def xmerge() -> None:
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run the command and end the process with the exit code of the design."""
+    """Run the command and end the process with an exit code that says how it went."""
     words = sys.argv[1:] if arguments is None else arguments
     try:
         # What a command ends with by `Exit` comes back as a value here.
-        ended = xmerge.main(args=words, prog_name="xmerge", standalone_mode=False)
+        with stop_on_signals():
+            ended = xmerge.main(args=words, prog_name="xmerge", standalone_mode=False)
     except XmergeError as error:
         sys.exit(_tell(error, as_json="--json" in words))
     except (KeyboardInterrupt, click.Abort):
@@ -68,7 +71,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         # The reader has gone (`xmerge plan ... | head`): nothing is left to say, at the exit of Python either.
         sys.stdout = None
         sys.exit(0)
-    except Exception:  # noqa: BLE001 - the one place that tells a bug from a mistake
+    except Exception as error:  # noqa: BLE001 - the one place that tells a bug from a mistake
+        if isinstance(error, OSError) and error.filename is None and error.errno in DISK_FULL:
+            sys.stdout = None
+            sys.exit(_tell(StorageError(f"this cannot be printed: {error.strerror}."), as_json=False))
         import traceback
 
         traceback.print_exc()

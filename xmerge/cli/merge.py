@@ -12,6 +12,7 @@ import click
 from xmerge.cli.orchestration import load_flow_command
 from xmerge.cli.plan import make_plan
 from xmerge.cli.progress import BarReporter, LineReporter, choose_reporter
+from xmerge.errors import ConfigError
 
 DEFAULT_WORKERS = max(1, min(os.cpu_count() or 1, 8))
 
@@ -54,6 +55,8 @@ def merge(
 def _refuse_early(config: Path, out: Path, device: str, seed: int | None) -> None:
     from xmerge.work import is_finished
 
+    if config.exists() and not config.is_file():
+        raise ConfigError(f"{config} is no file that can be read again.", remedy="save the configuration to a file.")
     is_finished(out.expanduser().absolute(), make_plan(config, seed))
     if device not in ("auto", "cpu"):
         from xmerge.engine.devices import choose_device

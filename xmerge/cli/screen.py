@@ -5,19 +5,28 @@ from __future__ import annotations
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from typing_extensions import override
 
 from xmerge.planning import PLAN_COLUMNS, MergePlan, draw_plan, summarize_plan
 from xmerge.planning.table import show_bytes
-from xmerge.validation.findings import ValidationReport
+from xmerge.validation.findings import ValidationReport, count
 
 PLAIN_WIDTH = 160
 COLORS = {"keep": "dim", "copy": "cyan", "cast": "yellow"}
 
 
-def open_console(*, errors: bool = False) -> Console:
+class _Printer(Console):
+    """A console whose reader may go away (`xmerge plan ... | head`): that is no failure."""
+
+    @override
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+def open_console() -> Console:
     """A console that wraps at the terminal's width, and at a fixed one where there is no terminal."""
-    console = Console(stderr=errors, highlight=False)
-    return console if console.is_terminal else Console(stderr=errors, highlight=False, width=PLAIN_WIDTH)
+    console = _Printer(highlight=False)
+    return console if console.is_terminal else _Printer(highlight=False, width=PLAIN_WIDTH)
 
 
 def print_plan(plan: MergePlan) -> None:
@@ -64,7 +73,7 @@ def _draw_models(plan: MergePlan) -> Table:
     for index, model in enumerate(plan.models):
         part = " (architecture)" if index == plan.target else ""
         origin = f"{model.repo}@{model.commit}" if model.repo else str(model.folder)
-        used = f"{show_bytes(model.bytes_used)} in {len(model.files)} files"
+        used = f"{show_bytes(model.bytes_used)} in {count(len(model.files), 'file')}"
         table.add_row(escape(model.label) + part, model.kind, str(model.layers), used, escape(origin))
     table.add_section()
     table.add_row()

@@ -22,6 +22,8 @@ from xmerge.planning.memory import BLOCK_ELEMENTS
 from xmerge.planning.plan import MergePlan, TensorPlan
 
 DIGITS = 6
+FLOAT32_DIGITS = 5
+"""Of what was summed in float32, for the report alone; what decides a result is summed in float64."""
 
 
 class Combiner:
@@ -50,7 +52,7 @@ class Combiner:
             coefficients = method.coefficients(Gram(gram), len(tensor.sources), dict(tensor.parameters))
         measured = self._stream(tensor, coefficients, shard, measure=gram is None and tensor.base is not None)
         products = measured if gram is None else _products_with_base(gram, coefficients, tensor.base)
-        cosine, ratio = _compare(products)
+        cosine, ratio = _compare(products, FLOAT32_DIGITS if gram is None else DIGITS)
         return TensorResult(
             name=tensor.name,
             coefficients=tuple(round_digits(c) for c in coefficients),
@@ -166,9 +168,9 @@ class Combiner:
         return self._buffers[key]
 
 
-def round_digits(value: float) -> float:
+def round_digits(value: float, digits: int = DIGITS) -> float:
     """A measured value to the digits that every machine agrees on."""
-    return float(f"{value:.{DIGITS}g}")
+    return float(f"{value:.{digits}g}")
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
@@ -186,14 +188,15 @@ def _products_with_base(
     return yy, yb, gram[base][base]
 
 
-def _compare(products: tuple[float, float, float] | None) -> tuple[float | None, float | None]:
+def _compare(products: tuple[float, float, float] | None, digits: int) -> tuple[float | None, float | None]:
     """Cosine and norm ratio to the base; None where one of the two has no direction."""
     if products is None:
         return None, None
     yy, yb, bb = products
     if yy <= 0.0 or bb <= 0.0:
         return None, None
-    return round_digits(max(-1.0, min(1.0, yb / math.sqrt(yy * bb)))), round_digits(math.sqrt(yy / bb))
+    cosine = max(-1.0, min(1.0, yb / math.sqrt(yy * bb)))
+    return round_digits(cosine, digits), round_digits(math.sqrt(yy / bb), digits)
 
 
 def _donor_cosines(gram: Sequence[Sequence[float]] | None) -> tuple[float, ...]:

@@ -14,7 +14,7 @@ TOKENS = 8
 
 
 def load(folder: str) -> dict[str, Any]:
-    """The class it loaded as, and every fault in words; or why it was not tried."""
+    """The class it loaded as, every fault in words, and the tensors it did not read; or why it was not tried."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -36,7 +36,7 @@ def load(folder: str) -> dict[str, Any]:
         return {"faults": [f"it does not load: {error}"]}
     faults = [
         f"transformers finds {kind.removesuffix('_keys')} keys: {', '.join(sorted(map(str, told[kind]))[:5])}"
-        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        for kind in ("missing_keys", "mismatched_keys")
         if told.get(kind)
     ]
     with torch.inference_mode():
@@ -44,7 +44,7 @@ def load(folder: str) -> dict[str, Any]:
         logits = model(torch.arange(TOKENS).remainder(vocabulary).unsqueeze(0)).logits
     if not torch.isfinite(logits).all():
         faults.append("the logits of a short input are not finite")
-    return {"class": type(model).__name__, "faults": faults}
+    return {"class": type(model).__name__, "faults": faults, "unread": sorted(map(str, told["unexpected_keys"]))}
 
 
 if __name__ == "__main__":

@@ -69,7 +69,8 @@ def validate(staged: Path, plan: MergePlan, results: Sequence[LayerResult], *, t
     report = ValidationReport(findings=findings, facts=facts)
     if not report.ok:
         return report
-    return join_reports([report, try_loading(staged) if trial else skip_loading(AS_ASKED)])
+    carried = {tensor.name for tensor in plan.tensors if tensor.role is None}
+    return join_reports([report, try_loading(staged, carried) if trial else skip_loading(AS_ASKED)])
 
 
 def _check_names(staged: Path, expected: Expected, owner: str) -> Iterator[Finding]:

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,14 @@ FACT = "loaded with transformers"
 PROGRAM = Path(__file__).with_name("load.py")
 
 
-def try_loading(folder: Path) -> ValidationReport:
+def try_loading(folder: Path, carried: AbstractSet[str] = frozenset()) -> ValidationReport:
     """Load a checkpoint strictly and run one forward pass, where transformers is installed and memory allows.
 
     A process of its own keeps the memory apart, and survives what a model does to it.
+
+    Args:
+        folder: The checkpoint.
+        carried: Tensors that nobody claims to know and that the base has too: unread, they are no fault of the merge.
 
     Raises:
         Interrupted: A stop was requested.
@@ -41,12 +46,23 @@ def try_loading(folder: Path) -> ValidationReport:
         answer = {"faults": [f"the loading process ended with status {status}: {last}"]}
     if answer.get("skipped"):
         return skip_loading(answer["skipped"])
-    findings = tuple(
-        Finding(code="load", text=text, remedy="compare config.json with the weights; `xmerge verify` lists both.")
-        for text in answer["faults"]
+    findings = (
+        *(Finding(code="load", text=text, remedy="compare config.json with the weights.") for text in answer["faults"]),
+        *(_tell_unread(name, carried) for name in answer.get("unread", ())),
     )
-    outcome = "failed" if findings else f"{answer['class']}, strictly; the logits of a short input are finite"
+    report = ValidationReport(findings=findings, facts=())
+    outcome = f"{answer['class']}, strictly; the logits of a short input are finite" if report.ok else "failed"
     return ValidationReport(findings=findings, facts=((FACT, outcome),))
+
+
+def _tell_unread(name: str, carried: AbstractSet[str]) -> Finding:
+    return Finding(
+        code="unread_tensor",
+        text=f"transformers does not read '{name}'{', which the base has too' if name in carried else ''}.",
+        remedy="remove it from the base if nothing reads it." if name in carried else "make the checkpoint again.",
+        tensor=name,
+        severity="warning" if name in carried else "error",
+    )
 
 
 def skip_loading(reason: str) -> ValidationReport:
