@@ -146,7 +146,7 @@ def test_an_output_that_does_not_validate_does_not_appear(tmp_path, monkeypatch)
 def test_the_trial_comes_last_and_can_be_left_out(made, monkeypatch):
     """What is wrong already is not loaded; what is not loaded says why."""
     out, plan, results = made
-    monkeypatch.setattr(outputs, "try_loading", lambda folder, carried: skip_loading(f"asked for {folder.name}"))
+    monkeypatch.setattr(outputs, "try_loading", lambda folder, _: skip_loading(f"asked for {folder.name}"))
     assert dict(validate(out, plan, results).facts)["loaded with transformers"] == "no: asked for out"
     told = dict(validate(out, plan, results, trial=False).facts)
     assert told["loaded with transformers"] == "no: skipped as asked"
