@@ -7,7 +7,7 @@ import pytest
 from tests.fake_checkpoints import write_fake
 from xmerge import hub
 from xmerge.config import ModelReference, parse_reference
-from xmerge.errors import CheckpointError, PlanError, XmergeError
+from xmerge.errors import CheckpointError, HubError, PlanError, XmergeError
 from xmerge.sources import Location, locate_model, metadata_folder, read_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -113,3 +113,16 @@ def test_a_local_model_is_its_own_folder(asked, tmp_path: Path):
     location = locate_model(parse_reference("a"))
     assert read_model(location).label == "a"
     assert metadata_folder(location) == tmp_path / "here" / "a"
+
+
+def test_a_name_that_is_neither_a_folder_nor_a_repository_says_both(asked, monkeypatch: pytest.MonkeyPatch):
+    """Whoever mistypes a folder's name is told that there is none, not only that the Hub has none."""
+
+    def refuse_repository(repo: str, revision: str | None) -> str:
+        raise HubError("there is no repository.", where=repo, why="the Hub says so.", remedy="check the name.")
+
+    monkeypatch.setattr("xmerge.sources.hub.pin_revision", refuse_repository)
+    assert refuse(parse_reference("my-lama"), HubError) == (
+        "there is no repository.\n  at: my-lama\n"
+        "  why: the Hub says so. There is no folder 'my-lama' here either.\n  do: check the name."
+    )

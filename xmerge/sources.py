@@ -13,7 +13,7 @@ from xmerge.checkpoints import Checkpoint, Shard, read_checkpoint
 from xmerge.checkpoints.checkpoint import collect_tensors, list_shards, read_json_object
 from xmerge.checkpoints.headers import parse_header
 from xmerge.config import ModelReference
-from xmerge.errors import CheckpointError, PlanError
+from xmerge.errors import CheckpointError, HubError, PlanError
 from xmerge.values import Value
 
 if TYPE_CHECKING:
@@ -64,7 +64,12 @@ def locate_model(reference: ModelReference, config_folder: Path | None = None) -
             why="no such folder exists, and it is no name of a repository (org/name).",
             remedy=f"paths are read from the current folder ({Path.cwd().name}/) and from the configuration's.",
         )
-    return Location(reference=str(reference), label=path, repo=path, commit=hub.pin_revision(path, revision))
+    try:
+        commit = hub.pin_revision(path, revision)
+    except HubError as error:
+        why = f"{error.why or ''} There is no folder '{path}' here either.".strip()
+        raise type(error)(error.what, where=error.where, why=why, remedy=error.remedy) from None
+    return Location(reference=str(reference), label=path, repo=path, commit=commit)
 
 
 def read_model(location: Location) -> Checkpoint:
