@@ -219,3 +219,14 @@ def test_a_depth_beyond_all_tensors_is_refused_at_once(tmp_path):
     (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 10_000_000}), encoding="utf-8")
     with pytest.raises(CheckpointError, match="says 10000000 layers, and it holds 39 tensors"):
         describe_model(Location(reference="model", label="model", folder=folder))
+
+
+def test_a_quantised_checkpoint_is_called_so(tmp_path):
+    """Packed weights have other shapes than config.json asks for: the error names the packing, not a contradiction."""
+    packed = {"model.layers.1.mlp.up_proj.weight": ("U8", (48, 1))}
+    config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    folder = write_fake(tmp_path / "model", extra=packed, quantization_config=config)
+    told = refuse(folder)
+    assert told.startswith("m is quantised (bitsandbytes), and what it holds are not a llama's own tensors.")
+    assert "model.layers.1.mlp.up_proj.weight has shape [48, 1]" in told
+    assert "quantise the result" in told

@@ -90,8 +90,7 @@ class ResolvedModel:
     @property
     def quantization(self) -> str | None:
         """The method its weights are packed by, None for plain weights."""
-        packed = self.checkpoint.config.get("quantization_config")
-        return str(packed.get("quant_method", "unknown")) if isinstance(packed, dict) else None
+        return quantization_method(self.checkpoint.config)
 
     @cached_property
     def by_role(self) -> Mapping[tuple[int | None, str], tuple[TensorSpec, RolePart]]:
@@ -178,6 +177,20 @@ def describe_model(location: Location, override: str | None = None) -> ResolvedM
         )
     if family is None:
         return _describe_unknown(location, checkpoint)
+    try:
+        return _describe_known(location, checkpoint, family)
+    except CheckpointError as error:
+        method = quantization_method(checkpoint.config)
+        if method is None:
+            raise
+        raise CheckpointError(
+            f"{checkpoint.label} is quantised ({method}), and what it holds are not a {family.family}'s own tensors.",
+            why=error.what,
+            remedy="merge a checkpoint in bfloat16, float16 or float32, and quantise the result.",
+        ) from None
+
+
+def _describe_known(location: Location, checkpoint: Checkpoint, family: Family) -> ResolvedModel:
     axes = family.read_axes(checkpoint.config, checkpoint.label)
     tied = family.is_tied(checkpoint.config)
     _refuse_impossible_depth(axes["layers"], checkpoint)
@@ -292,6 +305,12 @@ def _check_nothing_missing(known: Expected, checkpoint: Checkpoint, *, tied: boo
             why=f"its config.json describes a {checkpoint.config.get('model_type')} that has them.",
             remedy="fetch the whole model again.",
         )
+
+
+def quantization_method(config: Mapping[str, Any]) -> str | None:
+    """The method a config.json says that the weights are packed by; None for plain weights."""
+    packed = config.get("quantization_config")
+    return str(packed.get("quant_method", "unknown")) if isinstance(packed, dict) else None
 
 
 def config_dtype(config: Mapping[str, Any]) -> str | None:
