@@ -11,22 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.small_merges import RECIPE
 from tests.tiny_models import write_tiny_llama, write_tiny_qwen3
 
-RECIPE = """\
-merge_method: slerp
-base_model: llama
-models:
-- model: llama
-- model: qwen3
-layer_map: proportional
-parameters:
-  t:
-  - {filter: q_proj, value: 0.3}
-  - {filter: k_proj, value: 0.3}
-  - {filter: v_proj, value: 0.3}
-  - {filter: o_proj, value: 0.3}
-"""
 HASH_SEEDS = range(20)
 
 
