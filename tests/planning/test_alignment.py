@@ -138,7 +138,7 @@ def test_an_untied_donor_s_output_has_no_place_in_a_tied_base(bench):
     bench.write("B")
     plan = bench.plan(COPY)
     assert "lm_head.weight" not in tensors_of(plan)
-    assert plan.models[1].dropped == ("output (1 tensors)",)
+    assert plan.models[1].dropped == ("output (1 tensor)",)
     assert source_of(plan, "model.embed_tokens.weight").segments[0].tensor == "model.embed_tokens.weight"
 
 
@@ -148,7 +148,7 @@ def test_a_stray_output_beside_a_tied_embedding_is_left_out(bench):
     bench.write("B")
     plan = bench.plan(SLERP + "parameters: {t: 0.5}")
     assert "lm_head.weight" not in tensors_of(plan)
-    assert plan.models[1].dropped == ("output (1 tensors)",)
+    assert plan.models[1].dropped == ("output (1 tensor)",)
     assert any(warning.startswith("A holds an output matrix beside an embedding") for warning in plan.warnings)
 
 
@@ -180,7 +180,7 @@ def test_models_of_one_unknown_type_merge_by_name(bench):
     plan = bench.plan(SLERP + "parameters: {t: 0.5}")
     assert set(tensors_of(plan)) == set(STRANGE)
     assert {tensor.decision for tensor in plan.tensors} == {"merge"}
-    assert plan.models[1].dropped == ("h.{layer}.extra.weight (1 tensors)",)
+    assert plan.models[1].dropped == ("h.{layer}.extra.weight (1 tensor)",)
 
 
 def test_unknown_models_with_other_heads_do_not_merge_their_attention(bench):
@@ -208,4 +208,4 @@ def test_a_tensor_without_a_known_role_crosses_no_families(bench):
         bench.write(name, family, extra={"model.layers.0.self_attn.rotary_emb.inv_freq": ("F32", [2])})
     plan = bench.plan(COPY)
     assert decisions_of(plan, "inv_freq") == {"keep"}
-    assert "model.layers.{layer}.self_attn.rotary_emb.inv_freq (1 tensors)" in plan.models[1].dropped
+    assert "model.layers.{layer}.self_attn.rotary_emb.inv_freq (1 tensor)" in plan.models[1].dropped

@@ -142,3 +142,12 @@ def test_experts_are_one_component(bench):
         ("model.layers.{layer}.mlp.experts.*.down_proj.weight", "0-3", "2000"),
         ("model.layers.{layer}.mlp.experts.*.up_proj.weight", "0-3", "2000"),
     ]
+
+
+def test_values_that_read_alike_are_one(bench):
+    """A gradient whose numbers do not differ in what is shown is shown as one number."""
+    for name in ("base", "donor"):
+        bench.write(name)
+    recipe = "merge_method: slerp\nbase_model: base\nmodels: [{model: base}, {model: donor}]\n"
+    plan = bench.plan(recipe + "parameters: {t: [0.2, 0.2000001]}\n")
+    assert {row[4] for row in draw_plan(plan) if row[0] == "attn_q"} == {"slerp t=0.2"}

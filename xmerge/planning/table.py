@@ -105,9 +105,9 @@ def _show_values(tensors: Sequence[TensorPlan]) -> Iterator[str]:
 
 def _show_span(values: Sequence[float]) -> str:
     """`0.1..0.5` for values that only rise or only fall, `0.1 to 0.5` for others between these two."""
-    first, last = values[0], values[-1]
-    if len(set(values)) == 1:
-        return f"{first:.4g}"
+    first, last, low, high = (f"{value:.4g}" for value in (values[0], values[-1], min(values), max(values)))
+    if low == high:
+        return low
     if list(values) in (sorted(values), sorted(values, reverse=True)):
-        return f"{first:.4g}..{last:.4g}"
-    return f"{min(values):.4g} to {max(values):.4g}"
+        return f"{first}..{last}"
+    return f"{low} to {high}"

@@ -33,7 +33,7 @@ def list_foreign(architecture: ResolvedArchitecture, index: int, layout: Sequenc
                 foreign.update(part.role for part in spec.parts if part.role not in roles)
             elif spec.template not in templates:
                 foreign[spec.template] += 1
-    return tuple(f"{role} ({count} tensors)" for role, count in sorted(foreign.items()))
+    return tuple(f"{role} ({count} tensor{'' if count == 1 else 's'})" for role, count in sorted(foreign.items()))
 
 
 def list_warnings(
