@@ -1,17 +1,29 @@
-"""Architectures: which family a model belongs to, and what each of its tensors does."""
+"""Architectures: which family a model belongs to, what each of its tensors does, and in what two models differ."""
 
-from xmerge.architecture.family import Family, Part, TensorTemplate, find_family, list_families
-from xmerge.architecture.models import ResolvedArchitecture, ResolvedModel, TensorSpec, describe_model, resolve
+from xmerge.architecture.differences import Class, Difference, find_differences, worst_class
+from xmerge.architecture.family import Family, TensorTemplate, find_family, list_families
+from xmerge.architecture.models import (
+    ResolvedArchitecture,
+    ResolvedModel,
+    RolePart,
+    TensorSpec,
+    describe_model,
+    resolve,
+)
 
 __all__ = [
+    "Class",
+    "Difference",
     "Family",
-    "Part",
     "ResolvedArchitecture",
     "ResolvedModel",
+    "RolePart",
     "TensorSpec",
     "TensorTemplate",
     "describe_model",
+    "find_differences",
     "find_family",
     "list_families",
     "resolve",
+    "worst_class",
 ]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from importlib import resources
 from typing import Any, Literal, Self
@@ -12,46 +11,51 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import model_validator
 
+from xmerge.architecture.layout import Block, Node, count_blocks, list_axes, parse_shape, place_blocks, size_of_node
+from xmerge.architecture.rules import find_choice
 from xmerge.errors import CheckpointError
 from xmerge.values import Value
 
-_TEMPLATE = re.compile(r"(?P<name>\S+) \[(?P<shape>[^\]]*)\](?: (?P<word>if|unless) (?P<key>\w+))?")
-
-
-class Part(Value):
-    """One role's share of a tensor: consecutive rows, in named axes."""
-
-    role: str
-    axes: tuple[tuple[str, ...], ...]
-    """For each dimension the axes whose product it is: `heads*head_dim`."""
-
-    def sizes(self, axes: Mapping[str, int]) -> tuple[int, ...]:
-        """The shape of this part in a model with these axes."""
-        return tuple(math.prod(axes[axis] for axis in dimension) for dimension in self.axes)
+_TEMPLATE = re.compile(r"(?P<name>\S+) \[(?P<shape>[^\]]*)\](?: (?P<word>if|unless) (?P<key>\w+)| (?P<maybe>maybe))?")
 
 
 class TensorTemplate(Value):
     """One line of a family file."""
 
     name: str
-    """The tensor's name, with `{layer}` in the layers."""
-    parts: tuple[Part, ...]
+    """The tensor's name, with `{layer}` in the layers and `{expert}` where every expert has its own."""
+    roles: tuple[str, ...]
+    """What the tensor's blocks do, in the order in which `layout` names them."""
+    layout: str
+    """Its dimensions in named axes, with `+` between blocks: `heads*(head_dim + head_dim), hidden`."""
     when: str | None = None
-    """The key of config.json that decides whether the tensor exists; None: it always does."""
+    """The key of config.json that decides whether the tensor exists."""
     when_not: str | None = None
+    maybe: bool = False
+    """Some models have it in some layers, and only the headers say which."""
 
     @property
     def role(self) -> str:
         """What the tensor does; several roles joined by `+` for a fused tensor."""
-        return "+".join(part.role for part in self.parts)
+        return "+".join(self.roles)
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """The dimensions as trees."""
+        return parse_shape(self.layout)
 
     def shape(self, axes: Mapping[str, int]) -> tuple[int, ...]:
-        """The tensor's whole shape: its parts' rows one after another."""
-        sizes = [part.sizes(axes) for part in self.parts]
-        return (sum(size[0] for size in sizes), *sizes[0][1:])
+        """The tensor's shape in a model with these axes."""
+        return tuple(size_of_node(node, axes) for node in self.nodes)
+
+    def blocks(self, axes: Mapping[str, int]) -> tuple[Block, ...]:
+        """Where each role's numbers lie, in the order of `roles`."""
+        return place_blocks(self.nodes, axes)
 
     def exists(self, config: Mapping[str, Any], *, tied: bool) -> bool:
-        """Whether a model with this config.json has the tensor."""
+        """Whether every model with this config.json has the tensor."""
+        if self.maybe:
+            return False
         if "tie_word_embeddings" in (self.when, self.when_not):
             return not tied if self.when_not else tied
         if self.when is not None:
@@ -60,21 +64,59 @@ class TensorTemplate(Value):
 
 
 class Family(Value):
-    """A line of models that name and arrange their tensors alike."""
+    """A line of models that name and arrange their tensors alike.
+
+    The fields from `norm_eps` on are rules (see `xmerge.architecture.rules`) for what no shape shows.
+    """
 
     family: str
     model_types: tuple[str, ...]
     """The values of `model_type` in config.json that mean this family."""
     architectures: tuple[str, ...]
+    requires: dict[str, Any] = {}
+    """What config.json must say for the file to fit, where one model type has several layouts."""
+    config: str | None = None
+    """The key of config.json below which the language model is described; None: it is described at the top."""
+    spellings: tuple[dict[str, str], ...] = ({},)
+    """Beginnings of names as the lines below write them -> as a checkpoint may; the first that fits is taken."""
+    buffers: tuple[str, ...] = ("rotary_emb.inv_freq",)
+    """Endings of names that old checkpoints hold and no program reads."""
+    unchecked: str | None = None
+    """Why no class of transformers can confirm the file; None: the tests compare it with one."""
     axes: dict[str, str]
     """For each axis the keys of config.json that give it, in order of preference, or how to derive it."""
+    norm: Literal["rms", "layer"] = "rms"
+    """What a norm does before its gain: divide by the root mean square, or also take away the mean."""
     norm_gain: Literal["w", "1+w"]
     """What a norm multiplies by, given its stored weight."""
     rope: Literal["half", "interleaved", "none"]
+    """Which rows of a head turn together: i and i + half, or 2i and 2i + 1."""
     tied_by_default: bool
     """Whether the output shares the embedding when config.json does not say."""
     layer_types: tuple[str, ...] = ()
     """The kinds of layers, in turn, when config.json has no `layer_types`."""
+    norm_eps: str = "rms_norm_eps"
+    activation: str = "hidden_act"
+    block: str = "'sequential'"
+    """`sequential`, or `parallel` where attention and feed-forward read the same input."""
+    rope_theta: str = "rope_theta | 10000"
+    sliding_rope_theta: str | None = None
+    """For layers with a window, where it is another."""
+    rotary_factor: str = "partial_rotary_factor | 1"
+    """The share of each head that is rotated."""
+    nope: str = "'none'"
+    """The layers without rotation: a list with a 0 for each, every n-th, or a kind of layer."""
+    window: str = "sliding_window"
+    """How far back a layer sees; layers of a kind that is not `sliding` see everything."""
+    softmax_scale: str = "head_dim ^ -0.5"
+    residual_scale: str = "1"
+    """What attention and feed-forward are multiplied by before they are added."""
+    embedding_scale: str = "1"
+    logit_scale: str = "1"
+    head_norm: str = "'none'"
+    """What q and k are normalized by without a weight of its own."""
+    attention_softcap: str = "'none'"
+    output_softcap: str = "'none'"
     before: tuple[TensorTemplate, ...]
     layer: tuple[TensorTemplate, ...]
     after: tuple[TensorTemplate, ...]
@@ -91,15 +133,64 @@ class Family(Value):
 
     @model_validator(mode="after")
     def _axes_are_known(self) -> Self:
-        for template in (*self.before, *self.layer, *self.after):
-            for part in template.parts:
-                unknown = {axis for dimension in part.axes for axis in dimension} - set(self.axes)
-                if unknown:
-                    raise ValueError(f"{self.family}: {template.name} has the unknown axes {sorted(unknown)}")
+        for template in self.templates:
+            unknown = set(list_axes(template.nodes)) - set(self.axes)
+            if unknown:
+                raise ValueError(f"{self.family}: {template.name} has the unknown axes {sorted(unknown)}")
+            if "{expert}" in template.name and "experts" not in self.axes:
+                raise ValueError(f"{self.family}: {template.name} numbers experts, and there is no axis 'experts'")
         return self
+
+    @property
+    def templates(self) -> tuple[TensorTemplate, ...]:
+        """Every line, in the order of the file."""
+        return (*self.before, *self.layer, *self.after)
+
+    @property
+    def layer_beginnings(self) -> tuple[str, ...]:
+        """What the names of the layers' tensors begin with."""
+        return tuple(dict.fromkeys(template.name.split("{layer}")[0] for template in self.layer))
+
+    def spelled_like(self, names: Collection[str]) -> Self:
+        """The family with the names that a checkpoint uses; as it is where no spelling fits."""
+        for spelling in self.spellings:
+            spelled = self.spell(spelling)
+            if any(template.name in names for template in (*spelled.before, *spelled.after)):
+                return spelled
+        return self.spell(self.spellings[0])
+
+    def spell(self, spelling: Mapping[str, str]) -> Self:
+        """The family with other beginnings of names."""
+        if not spelling:
+            return self
+        sections = {
+            section: tuple(
+                template.model_copy(update={"name": _respell(template.name, spelling)})
+                for template in getattr(self, section)
+            )
+            for section in _SECTIONS
+        }
+        return self.model_copy(update=sections)
+
+    def fits(self, config: Mapping[str, Any]) -> bool:
+        """Whether config.json says what the file requires."""
+        language = self.language_config(config)
+        return all((language.get(key) or False) == (value or False) for key, value in self.requires.items())
+
+    def language_config(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The part of config.json that describes the language model."""
+        nested = config.get(self.config) if self.config else None
+        if not isinstance(nested, Mapping):
+            return config
+        tied = {"tie_word_embeddings": config["tie_word_embeddings"]} if "tie_word_embeddings" in config else {}
+        return {**nested, **tied}
 
     def read_axes(self, config: Mapping[str, Any], label: str) -> dict[str, int]:
         """The size of every axis in a model.
+
+        Args:
+            config: The part of config.json that describes the language model.
+            label: The model's, for errors.
 
         Raises:
             CheckpointError: config.json lacks a key, or says something that is no size.
@@ -115,45 +206,45 @@ class Family(Value):
 
 
 _SECTIONS = ("before", "layer", "after")
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""Ten times as fast where PyYAML was built with libyaml, and reads the same."""
 
 
 def _read_template(roles: str, line: str) -> dict[str, Any]:
     match = _TEMPLATE.fullmatch(line)
     if match is None:
-        raise ValueError(f"'{line}' is not of the form: name [axes] if key")
-    first, *rest = [dimension.strip() for dimension in match["shape"].split(",")]
-    names, rows = [role.strip() for role in roles.split("+")], [row.strip() for row in first.split("+")]
-    if len(names) != len(rows):
-        raise ValueError(f"{match['name']} holds {len(names)} roles in {len(rows)} row blocks")
-    parts = [
-        {"role": role, "axes": [_split_axes(row), *[_split_axes(dimension) for dimension in rest]]}
-        for role, row in zip(names, rows, strict=True)
-    ]
+        raise ValueError(f"'{line}' is not of the form: name [axes] (if key | unless key | maybe)")
+    names, blocks = [role.strip() for role in roles.split("+")], count_blocks(parse_shape(match["shape"]))
+    if len(names) != blocks:
+        raise ValueError(f"{match['name']} holds {len(names)} roles in {blocks} blocks")
     condition = {"when" if match["word"] == "if" else "when_not": match["key"]} if match["word"] else {}
-    return {"name": match["name"], "parts": parts, **condition}
+    return {
+        "name": match["name"],
+        "roles": names,
+        "layout": match["shape"],
+        "maybe": bool(match["maybe"]),
+        **condition,
+    }
 
 
-def _split_axes(dimension: str) -> list[str]:
-    return [axis.strip() for axis in dimension.split("*")]
+def _respell(name: str, spelling: Mapping[str, str]) -> str:
+    for ours, theirs in spelling.items():
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
+    return name
 
 
 def _read_axis(axis: str, rule: str, config: Mapping[str, Any], axes: Mapping[str, int], label: str) -> int:
-    for choice in (choice.strip() for choice in rule.split("|")):
-        if "/" in choice:
-            above, below = (axes[name.strip()] for name in choice.split("/"))
-            value: Any = above // below if above % below == 0 else None
-        else:
-            value = int(choice) if choice.isdigit() else config.get(choice)
-        if value is None:
-            continue
-        if type(value) is not int or not 0 < value < 2**40:
-            raise CheckpointError(f"{label}/config.json says {choice} = {value!r}, which is no size.")
-        return value
-    raise CheckpointError(
-        f"{label}/config.json does not say how large '{axis}' is.",
-        why=f"it has none of: {rule}.",
-        remedy="complete config.json from the model's page.",
-    )
+    choice, value = find_choice(rule, config, axes)
+    if value is None:
+        raise CheckpointError(
+            f"{label}/config.json does not say how large '{axis}' is.",
+            why=f"it has none of: {rule}.",
+            remedy="complete config.json from the model's page.",
+        )
+    if type(value) is not int or not 0 < value < 2**40:
+        raise CheckpointError(f"{label}/config.json says {choice} = {value!r}, which is no size.")
+    return value
 
 
 @cache
@@ -161,7 +252,7 @@ def _load_families() -> Mapping[str, Family]:
     found = {}
     for file in sorted(resources.files("xmerge.families").iterdir(), key=lambda item: item.name):
         if file.name.endswith(".yaml"):
-            family = Family.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+            family = Family.model_validate(yaml.load(file.read_text(encoding="utf-8"), _LOADER))
             found[family.family] = family
     return found
 
@@ -175,10 +266,11 @@ def find_family(config: Mapping[str, Any], override: str | None = None) -> Famil
     """The family of a model: by `override` (a class name), else `model_type`, else `architectures`; None: no file."""
     told = config.get("architectures")
     architectures = [override] if override else told if isinstance(told, list) else []
-    for family in list_families():
+    fitting = [family for family in list_families() if family.fits(config)]
+    for family in fitting:
         if not override and config.get("model_type") in family.model_types:
             return family
-    for family in list_families():
+    for family in fitting:
         if any(name in family.architectures for name in architectures):
             return family
     return None

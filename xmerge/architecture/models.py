@@ -6,18 +6,21 @@ It is that of `architecture`, else of `base_model`, else of the first model name
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 from xmerge.architecture.family import Family, TensorTemplate, find_family, list_families
+from xmerge.architecture.layout import Block, Loop
+from xmerge.architecture.traits import Traits
 from xmerge.checkpoints import Checkpoint, StoredTensor
 from xmerge.config import MergeConfig, ModelReference, ModuleDefinition
 from xmerge.errors import CheckpointError, PlanError, nearest
 from xmerge.sources import Location, locate_model, read_model
 
 MOST_LAYERS = 10_000
+MOST_EXPERTS = 10_000
 """More than any model has, and few enough to be compared with the headers one by one."""
 
 _LAYER_IN_NAME = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(0|[1-9]\d{0,8})\.")
@@ -25,13 +28,16 @@ _LAYER_IN_NAME = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(0|[1-9]\d{0,8}
 
 @dataclass(frozen=True, slots=True)
 class RolePart:
-    """One role's rows in a tensor of one model."""
+    """Where one role's numbers lie in a tensor of one model."""
 
     role: str
-    axes: tuple[tuple[tuple[str, int], ...], ...]
-    """For each dimension its axes with their sizes: equal shapes with other heads are not equal here."""
-    first_row: int
-    rows: int
+    offset: int
+    """The first one's place, in elements."""
+    loops: tuple[Loop, ...]
+    """The axes by name: equal shapes with other heads are not equal here."""
+    shape: tuple[int, ...]
+    expert: int | None = None
+    """Which expert's they are, where every expert has a tensor of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,8 @@ class TensorSpec:
     parts: tuple[RolePart, ...]
     template: str
     """The name with `{layer}` in place of the layer's number."""
+    line: str
+    """The name as the family file has it; the template where there is none."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -92,10 +100,30 @@ class ResolvedModel:
         """The method its weights are packed by, None for plain weights."""
         return quantization_method(self.checkpoint.config)
 
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The part of config.json that describes the language model."""
+        config = self.checkpoint.config
+        return self.family.language_config(config) if self.family else config
+
     @cached_property
-    def by_role(self) -> Mapping[tuple[int | None, str], tuple[TensorSpec, RolePart]]:
-        """(layer, role) -> the tensor that holds it, and where."""
-        return {(spec.layer, part.role): (spec, part) for spec in self.tensors for part in spec.parts}
+    def traits(self) -> Traits | None:
+        """What no shape shows; None where no family file says how to read it."""
+        return Traits(self.family, self.config, self.axes) if self.family else None
+
+    @cached_property
+    def by_role(self) -> Mapping[tuple[int | None, str], tuple[tuple[TensorSpec, RolePart], ...]]:
+        """(layer, role) -> the tensors that hold it, and where: one, or one for each expert."""
+        found: dict[tuple[int | None, str], list[tuple[TensorSpec, RolePart]]] = {}
+        for spec in self.tensors:
+            for part in spec.parts:
+                found.setdefault((spec.layer, part.role), []).append((spec, part))
+        return {key: tuple(each) for key, each in found.items()}
+
+    @cached_property
+    def roles(self) -> frozenset[str]:
+        """Everything that some tensor of it does."""
+        return frozenset(role for _, role in self.by_role)
 
     @cached_property
     def by_template(self) -> Mapping[tuple[int | None, str], TensorSpec]:
@@ -190,14 +218,17 @@ def describe_model(location: Location, override: str | None = None) -> ResolvedM
         ) from None
 
 
-def _describe_known(location: Location, checkpoint: Checkpoint, family: Family) -> ResolvedModel:
-    axes = family.read_axes(checkpoint.config, checkpoint.label)
-    tied = family.is_tied(checkpoint.config)
-    _refuse_impossible_depth(axes["layers"], checkpoint)
-    known = _expect_tensors(family, axes["layers"])
-    specs = [_specify(stored, known, axes, checkpoint.label) for stored in checkpoint.tensors.values()]
+def _describe_known(location: Location, checkpoint: Checkpoint, found: Family) -> ResolvedModel:
+    family = found.spelled_like(checkpoint.tensors)
+    config = family.language_config(checkpoint.config)
+    axes = family.read_axes(config, checkpoint.label)
+    tied = family.is_tied(config)
+    _refuse_impossible_size(axes, checkpoint)
+    known = expect_tensors(family, axes)
+    blocks = {template.name: template.blocks(axes) for template in family.templates}
+    specs = [_specify(stored, family, known, axes, blocks, checkpoint.label) for stored in checkpoint.tensors.values()]
     _check_layer_count(specs, axes["layers"], checkpoint.label)
-    _check_nothing_missing(known, checkpoint, tied=tied)
+    _check_nothing_missing(known, checkpoint, config, tied=tied)
     return ResolvedModel(location, checkpoint, family, axes, axes["layers"], tied, tuple(specs))
 
 
@@ -225,52 +256,93 @@ def _label_apart(locations: list[Location]) -> list[Location]:
     return apart
 
 
-def _refuse_impossible_depth(layers: int, checkpoint: Checkpoint) -> None:
-    """Names are made for every layer, so a config.json must not be able to ask for names without end."""
-    if layers > MOST_LAYERS and layers > len(checkpoint.tensors):
-        raise CheckpointError(
-            f"{checkpoint.label} contradicts itself: its config.json says {layers} layers, and it holds "
-            f"{len(checkpoint.tensors)} tensors.",
-            remedy="fetch config.json and weights of one and the same revision.",
-        )
+def _refuse_impossible_size(axes: Mapping[str, int], checkpoint: Checkpoint) -> None:
+    """Names are made for every layer and expert, so a config.json must not be able to ask for names without end."""
+    for axis, most in (("layers", MOST_LAYERS), ("experts", MOST_EXPERTS)):
+        count = axes.get(axis, 0)
+        if count > most and count > len(checkpoint.tensors):
+            raise CheckpointError(
+                f"{checkpoint.label} contradicts itself: its config.json says {count} {axis}, and it holds "
+                f"{len(checkpoint.tensors)} tensors.",
+                remedy="fetch config.json and weights of one and the same revision.",
+            )
 
 
-Expected = dict[str, tuple[TensorTemplate, int | None, bool]]
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which line of the family file a name comes from, and for which layer and expert."""
+
+    template: TensorTemplate
+    layer: int | None
+    after: bool = False
+    expert: int | None = None
 
 
-def _expect_tensors(family: Family, layers: int) -> Expected:
-    """Every name the family can have: name -> (template, layer, whether it comes after the layers)."""
-    known: Expected = {template.name: (template, None, False) for template in family.before}
-    for layer in range(layers):
-        known |= {template.name.format(layer=layer): (template, layer, False) for template in family.layer}
-    return known | {template.name: (template, None, True) for template in family.after}
+Expected = dict[str, Place]
 
 
-def _specify(stored: StoredTensor, known: Expected, axes: Mapping[str, int], label: str) -> TensorSpec:
-    if stored.name not in known:
-        return _specify_by_name(stored)
-    template, layer, after = known[stored.name]
+def expect_tensors(family: Family, axes: Mapping[str, int]) -> Expected:
+    """Every name the family can have, in the order of the model."""
+    known: Expected = {template.name: Place(template, None) for template in family.before}
+    for layer in range(axes["layers"]):
+        for template in family.layer:
+            if "{expert}" not in template.name:
+                known[template.name.format(layer=layer)] = Place(template, layer)
+                continue
+            for expert in range(axes["experts"]):
+                name = template.name.format(layer=layer, expert=expert)
+                known[name] = Place(template, layer, expert=expert)
+    return known | {template.name: Place(template, None, after=True) for template in family.after}
+
+
+def _specify(
+    stored: StoredTensor,
+    family: Family,
+    known: Expected,
+    axes: Mapping[str, int],
+    blocks: Mapping[str, Sequence[Block]],
+    label: str,
+) -> TensorSpec:
+    place = known.get(stored.name)
+    if place is None:
+        return _specify_by_name(stored, family.layer_beginnings)
+    template = place.template
     if template.shape(axes) != stored.shape:
         raise CheckpointError(
             f"{label} contradicts itself: {stored.name} has shape {list(stored.shape)}, and its config.json asks for "
             f"{list(template.shape(axes))}.",
             remedy="fetch config.json and weights of one and the same revision.",
         )
-    parts, row = [], 0
-    for part in template.parts:
-        sizes = tuple(tuple((axis, axes[axis]) for axis in dimension) for dimension in part.axes)
-        rows = part.sizes(axes)[0]
-        parts.append(RolePart(part.role, sizes, row, rows))
-        row += rows
-    return TensorSpec(stored.name, template.role, layer, after, stored, tuple(parts), template.name)
+    parts = tuple(
+        RolePart(role, block.offset, block.loops, block.shape, place.expert)
+        for role, block in zip(template.roles, blocks[template.name], strict=True)
+    )
+    written = template.name if place.expert is None else template.name.replace("{expert}", str(place.expert))
+    return TensorSpec(stored.name, template.role, place.layer, place.after, stored, parts, written, template.name)
 
 
-def _specify_by_name(stored: StoredTensor) -> TensorSpec:
-    match = _LAYER_IN_NAME.search(stored.name)
+def _specify_by_name(stored: StoredTensor, beginnings: tuple[str, ...] = ("",)) -> TensorSpec:
+    """A tensor that no line of a family file names; its layer is a number behind one of these beginnings.
+
+    The towers of a multimodal model have layers too, and they are none of the language model's.
+    """
+    match = _LAYER_IN_NAME.search(stored.name) if stored.name.startswith(beginnings) else None
     if match is None:
-        return TensorSpec(stored.name, None, None, False, stored, (), stored.name)
+        after = stored.name in _list_names_after_layers()
+        return TensorSpec(stored.name, None, None, after, stored, (), stored.name, stored.name)
     template = f"{stored.name[: match.start(1)]}{{layer}}{stored.name[match.end(1) :]}"
-    return TensorSpec(stored.name, None, int(match[1]), False, stored, (), template)
+    return TensorSpec(stored.name, None, int(match[1]), False, stored, (), template, template)
+
+
+@cache
+def _list_names_after_layers() -> frozenset[str]:
+    """What stands behind the layers in any known family does so in an unknown one."""
+    return frozenset(
+        template.name
+        for family in list_families()
+        for spelling in family.spellings
+        for template in family.spell(spelling).after
+    )
 
 
 def _describe_unknown(location: Location, checkpoint: Checkpoint) -> ResolvedModel:
@@ -278,7 +350,7 @@ def _describe_unknown(location: Location, checkpoint: Checkpoint) -> ResolvedMod
     told = [checkpoint.config.get(key) for key in ("num_hidden_layers", "n_layer", "num_layers")]
     counted = 1 + max((spec.layer for spec in specs if spec.layer is not None), default=-1)
     layers = next((number for number in told if type(number) is int and number > 0), counted)
-    _refuse_impossible_depth(layers, checkpoint)
+    _refuse_impossible_size({"layers": layers}, checkpoint)
     tied = bool(checkpoint.config.get("tie_word_embeddings", False))
     return ResolvedModel(location, checkpoint, None, {}, layers, tied, specs)
 
@@ -292,11 +364,13 @@ def _check_layer_count(specs: list[TensorSpec], layers: int, label: str) -> None
         )
 
 
-def _check_nothing_missing(known: Expected, checkpoint: Checkpoint, *, tied: bool) -> None:
+def _check_nothing_missing(
+    known: Expected, checkpoint: Checkpoint, config: Mapping[str, Any], *, tied: bool
+) -> None:
     missing = [
         name
-        for name, (template, _, _) in known.items()
-        if name not in checkpoint.tensors and template.exists(checkpoint.config, tied=tied)
+        for name, place in known.items()
+        if name not in checkpoint.tensors and place.template.exists(config, tied=tied)
     ]
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""

@@ -12,7 +12,7 @@ from xmerge.planning.table import show_bytes
 from xmerge.validation.findings import ValidationReport, count
 
 PLAIN_WIDTH = 160
-COLORS = {"keep": "dim", "copy": "cyan", "cast": "yellow"}
+COLORS = {"keep": "dim", "copy": "cyan", "convert": "yellow"}
 
 
 class _Printer(Console):

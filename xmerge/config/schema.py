@@ -341,6 +341,11 @@ class MergeConfig(Strict):
     """Whose architecture, config and tokenizer the output has: `base`, or a model of this configuration."""
     on_mismatch: Literal["error", "base"] = "error"
     """When a donor's tensor does not fit: refuse the plan, or keep the base's tensor and record it."""
+    on_different_heads: Literal["error", "merge"] = "error"
+    """When q, k, v or o have equal shapes and heads of other sizes: refuse them, or merge row with row all the same."""
+    folds: tuple[Literal["input_norm", "softmax_scale", "residual_scale"], ...] = ()
+    """What of a donor goes into its weights before they are merged: the gains of the norms before q, k, v and the
+    feed-forward, the scale of its attention scores, the scale of what its layers add."""
     unlisted_layers: Literal["drop", "base"] = "drop"
     """With `slices`: the output has only the listed layers, or the base's other layers stay in place."""
     layer_map: LayerMap = "exact"

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Self
 
-from xmerge.checkpoints.headers import build_header
+from xmerge.checkpoints.headers import DTYPE_BITS, build_header
 from xmerge.engine.reading import OpenSources
 from xmerge.engine.scan import scan_shard
 from xmerge.files import DISK_FULL, storage_error
@@ -72,11 +72,10 @@ class ShardWriter:
             CheckpointError: The source cannot be read, or has become shorter.
             StorageError: The bytes cannot be written.
         """
-        done = 0
         for segment in source.segments:
-            assert done + segment.nbytes <= self._places[name][1]
-            self._copy_segment(name, done, source.model, segment, sources)
-            done += segment.nbytes
+            place = segment.at * DTYPE_BITS[segment.dtype] // 8
+            assert source.is_plain and place + segment.nbytes <= self._places[name][1]
+            self._copy_segment(name, place, source.model, segment, sources)
 
     def seal(self) -> tuple[str, dict[str, int]]:
         """Read the shard back: its SHA-256, and how many numbers of each tensor are NaN or infinite."""

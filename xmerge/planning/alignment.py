@@ -1,36 +1,58 @@
-"""Make a donor's tensor fit a slot of the target: where its numbers lie, and how they are brought to its convention."""
+"""Make a donor's tensor fit a slot of the target: where its numbers lie, what is done to them, and how well it fits."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 
-from xmerge.architecture import ResolvedModel, TensorSpec
-from xmerge.architecture.models import RolePart
+from xmerge.architecture import (
+    Class,
+    Difference,
+    ResolvedArchitecture,
+    ResolvedModel,
+    RolePart,
+    TensorSpec,
+    find_differences,
+    worst_class,
+)
+from xmerge.architecture.differences import (
+    INPUT_NORM,
+    READS_INPUT,
+    RESIDUAL_SCALE,
+    ROTATED,
+    SOFTMAX_SCALE,
+    WRITES_OUTPUT,
+    find_input_norm,
+)
 from xmerge.checkpoints import StoredTensor
 from xmerge.checkpoints.headers import DTYPE_BITS
-from xmerge.planning.plan import Segment, Source
+from xmerge.planning.conversion import Piece, Turn, pair
+from xmerge.planning.plan import Gain, LostBias, Segment, Source
 from xmerge.planning.slices import Input
 
 HEAD_KEYS = ("num_attention_heads", "num_key_value_heads", "head_dim")
-ROTATED_ROLES = ("attn_q", "attn_k")
+SIDE_ROLES = ("_bias", "_norm", "_sinks", "_scale")
+"""What a model can do without; everything else is a part of how it works."""
 
 
 @dataclass(frozen=True)
 class Absent:
-    """The donor has no tensor that does this."""
+    """The donor has no tensor that does this, and the target's can stay without harm."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Misfit:
-    """The donor has such a tensor, and it does not fit."""
+    """The donor's tensor does not fit, or the donor does in another way what the target's does."""
 
     reason: str
+    grade: Class = "D"
 
 
 Fit = Source | Absent | Misfit
+Held = tuple[TensorSpec, RolePart]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,59 +64,263 @@ class Offer:
     fit: Fit
 
 
-def align(spec: TensorSpec, target: ResolvedModel, donor: ResolvedModel, index: int, layer: int | None) -> Fit:
-    """What a donor's layer gives to a tensor of the target.
+@dataclass(frozen=True)
+class Aligner:
+    """Aligns the tensors of one target with those of its donors."""
+
+    architecture: ResolvedArchitecture
+    folds: Collection[str] = ()
+    """What of a donor's config.json and norms goes into its weights."""
+    ignore_heads: bool = False
+    """Whether equal shapes are enough where heads are divided otherwise."""
+    _differences: dict[tuple[int, str, int | None, int | None], tuple[Difference, ...]] = field(default_factory=dict)
+    _alike: dict[int, bool] = field(default_factory=dict)
+
+    @property
+    def target(self) -> ResolvedModel:
+        """The model that receives."""
+        return self.architecture.target
+
+    def align(self, spec: TensorSpec, index: int, layer: int | None) -> Fit:
+        """What a donor's layer gives to a tensor of the target.
+
+        Args:
+            spec: The target's tensor.
+            index: The donor's place among the models.
+            layer: The donor's layer; None outside the layers.
+        """
+        donor = self.architecture.models[index]
+        if not spec.parts or donor.family is None:
+            if donor.model_type == self.target.model_type:
+                return _align_by_name(spec, self.target, donor, index, layer)
+            return Absent(f"{donor.label} ({donor.kind}) has no tensor known to do what {spec.template} does")
+        twin = donor.by_template.get((layer, spec.template)) if self._is_alike(index) and not self.folds else None
+        differences: list[Difference] = []
+        for part in spec.parts:
+            differences += self._compare(part.role, spec, index, layer)
+        if twin is not None:
+            return self._source(donor, index, [_whole(twin.stored)], differences)
+        return self._convert(spec, donor, index, layer, differences)
+
+    def _convert(
+        self, spec: TensorSpec, donor: ResolvedModel, index: int, layer: int | None, differences: Sequence[Difference]
+    ) -> Fit:
+        segments: list[Segment] = []
+        steps: list[str] = []
+        for part in spec.parts:
+            held = _find_parts(donor, layer, part)
+            if not held:
+                return _tell_absent(part.role, donor, layer)
+            turn = self._turn(part.role, donor)
+            pieces = self._pair(part, held, turn, donor)
+            if isinstance(pieces, Misfit):
+                return pieces
+            scale = self._scale(part.role, donor)
+            for piece in pieces:
+                segments = _append(segments, _cut(piece, held[piece.number][0], scale))
+            steps += [*_tell_steps(spec, part, held, turn), *([f"times {scale:.6g}"] if scale != 1.0 else [])]
+        gain = self._fold_gain(spec, donor, index, layer)
+        if isinstance(gain, Misfit):
+            return gain
+        shift = self._norm_shift(spec, donor)
+        if shift and donor.family and self.target.family:
+            steps.append(f"norm gain {donor.family.norm_gain} -> {self.target.family.norm_gain}")
+        if gain is not None:
+            steps.append("gain of its input norm folded in")
+        return self._source(donor, index, segments, differences, steps, shift, gain)
+
+    def _source(
+        self,
+        donor: ResolvedModel,
+        index: int,
+        segments: Sequence[Segment],
+        differences: Sequence[Difference],
+        steps: Sequence[str] = (),
+        shift: float = 0.0,
+        gain: Gain | None = None,
+    ) -> Source | Misfit:
+        refused = next((each for each in differences if each.grade == "E"), None)
+        if refused is not None:
+            return Misfit(refused.reason, "E")
+        converted: list[Class] = ["B" for step in steps if not step.startswith("named ")]
+        return Source(
+            model=index,
+            pin=donor.checkpoint.pin,
+            segments=tuple(segments),
+            shift=shift,
+            gain=gain,
+            steps=tuple(dict.fromkeys(steps)),
+            fit=worst_class([*converted, *(each.grade for each in differences)]),
+            notes=tuple(dict.fromkeys(each.reason for each in differences)),
+        )
+
+    def _pair(
+        self, part: RolePart, held: Sequence[Held], turn: Turn | None, donor: ResolvedModel
+    ) -> list[Piece] | Misfit:
+        theirs = [each for _, each in held]
+        pieces = pair(part, theirs, turn)
+        if pieces is not None:
+            return pieces
+        told = f"{part.role}: {self.target.label} has {_tell_part(part)}, {donor.label} has {_tell_part(theirs[0])}"
+        by_rows = pair(part, theirs, None, ignore_heads=True)
+        if by_rows is None:
+            return Misfit(told)
+        if self.ignore_heads:
+            return by_rows
+        return Misfit(
+            f"{told}: equal shapes and heads of other sizes, so that rows of one head would meet rows of another; "
+            "'on_different_heads: merge' lets them",
+            "E",
+        )
+
+    def _is_alike(self, index: int) -> bool:
+        """Whether a donor lays out its tensors as the target does, so that nothing has to be worked out."""
+        if index not in self._alike:
+            donor = self.architecture.models[index]
+            self._alike[index] = donor.family == self.target.family and donor.axes == self.target.axes
+        return self._alike[index]
+
+    def _compare(self, role: str, spec: TensorSpec, index: int, layer: int | None) -> tuple[Difference, ...]:
+        key = (index, role, spec.layer, layer)
+        if key not in self._differences:
+            layers = None if spec.layer is None or layer is None else (spec.layer, layer)
+            donor = self.architecture.models[index]
+            self._differences[key] = find_differences(self.target, donor, role, layers, self.folds)
+        return self._differences[key]
+
+    def _turn(self, role: str, donor: ResolvedModel) -> Turn | None:
+        """How the rows of heads must be reordered, where the two models rotate other pairs of rows."""
+        families, models = (self.target.family, donor.family), (self.target, donor)
+        ours, theirs = (family.rope if family else "none" for family in families)
+        if not role.startswith(ROTATED) or ours == theirs or "none" in (ours, theirs):
+            return None
+        interleaved = models[(ours, theirs).index("interleaved")]
+        assert interleaved.traits is not None
+        return Turn(ours, theirs, interleaved.traits.rotary)
+
+    def _scale(self, role: str, donor: ResolvedModel) -> float:
+        """What a donor's numbers are multiplied by to make up for a scale of its config.json."""
+        weight = role.removesuffix("_bias").removesuffix("_exps")
+        fold = SOFTMAX_SCALE if weight == "attn_q" else RESIDUAL_SCALE if weight in WRITES_OUTPUT else None
+        if fold not in self.folds or donor is self.target or not donor.traits or not self.target.traits:
+            return 1.0
+        return float(donor.traits.tell(fold)) / float(self.target.traits.tell(fold))
+
+    def _fold_gain(
+        self, spec: TensorSpec, donor: ResolvedModel, index: int, layer: int | None
+    ) -> Gain | Misfit | None:
+        """The gains of the norms that a matrix reads from, where `input_norm` is folded."""
+        kind = spec.parts[0].role.removesuffix("_exps").removesuffix("_shexp")
+        if INPUT_NORM not in self.folds or donor is self.target or kind not in READS_INPUT:
+            return None
+        models, layers = (self.target, donor), (spec.layer, layer)
+        roles = [find_input_norm(model, kind) for model in models]
+        norms = [
+            model.by_role[number, role][0][0] if role and (number, role) in model.by_role else None
+            for model, number, role in zip(models, layers, roles, strict=True)
+        ]
+        inexact = _why_inexact(models, layers, roles, norms)
+        if inexact:
+            return Misfit(f"{spec.parts[0].role}: 'folds: [input_norm]' cannot be exact here: {inexact}", "E")
+        length, stride = next((count, step) for axis, count, step in spec.parts[0].loops if axis == "hidden")
+        shifts = [1.0 if model.family and model.family.norm_gain == "1+w" else 0.0 for model in models]
+        ours, theirs = (_whole(norm.stored) if norm else None for norm in norms)
+        return Gain(
+            donor=theirs,
+            base=ours,
+            base_model=self.architecture.target_index,
+            base_pin=self.target.checkpoint.pin,
+            donor_shift=shifts[1] if theirs else 0.0,
+            base_shift=shifts[0] if ours else 0.0,
+            length=length,
+            stride=stride,
+        )
+
+    def _norm_shift(self, spec: TensorSpec, donor: ResolvedModel) -> float:
+        """What to add to a donor's norm weight so that base and donor multiply by the same thing."""
+        assert self.target.family is not None and donor.family is not None
+        ours, theirs = self.target.family.norm_gain, donor.family.norm_gain
+        if spec.role is None or not spec.role.endswith("_norm") or ours == theirs:
+            return 0.0
+        return -1.0 if ours == "1+w" else 1.0
+
+
+def find_lost_biases(
+    spec: TensorSpec, target: ResolvedModel, donor: ResolvedModel, source: int, index: int, layer: int | None
+) -> LostBias | None:
+    """The biases that belong to a weight of the donor's and that the target has no place for.
 
     Args:
-        spec: The target's tensor.
+        spec: The target's weight.
         target: The model it belongs to.
-        donor: The model that is to give.
-        index: The donor's index in the plan.
-        layer: The donor's layer; None outside the layers.
+        donor: The model that gives the weight.
+        source: The weight's place among the sources of the tensor.
+        index: The donor's place among the models.
+        layer: The donor's layer.
     """
-    if spec.parts and donor.family is not None:
-        return _align_by_role(spec, target, donor, index, layer)
-    if donor.model_type == target.model_type:
-        return _align_by_name(spec, target, donor, index, layer)
-    return Absent(f"{donor.label} ({donor.kind}) has no tensor known to do what {spec.template} does")
-
-
-def _align_by_role(spec: TensorSpec, target: ResolvedModel, donor: ResolvedModel, index: int, layer: int | None) -> Fit:
-    assert target.family is not None and donor.family is not None
-    segments: list[Segment] = []
-    steps: list[str] = []
-    for part in spec.parts:
-        found = _find_part(donor, layer, part.role)
-        if found is None:
-            return Absent(f"{donor.label} ({donor.kind}) has no {part.role}")
-        theirs, their_part = found
-        if their_part.axes != part.axes:
-            return Misfit(_tell_axes(part, their_part, target, donor))
-        if target.family.rope != donor.family.rope and part.role.startswith(ROTATED_ROLES):
-            return Misfit(
-                f"{part.role}: {target.label} rotates it by '{target.family.rope}' pairs of rows, {donor.label} by "
-                f"'{donor.family.rope}'; its rows would have to be put in another order"
-            )
-        segments = _append(segments, _cut(theirs, their_part))
-        if theirs.template != spec.template:
-            steps.append(_tell_step(spec, theirs, their_part))
-    shift = _norm_shift(spec, target, donor)
-    if shift:
-        steps.append(f"norm gain {donor.family.norm_gain} -> {target.family.norm_gain}")
-    return Source(
-        model=index, pin=donor.checkpoint.pin, segments=tuple(segments), shift=shift, steps=tuple(dict.fromkeys(steps))
+    roles = [f"{part.role}_bias" for part in spec.parts]
+    lost = [role for role in roles if role not in target.roles and (layer, role) in donor.by_role]
+    biases = tuple(
+        _cut(piece, held, 1.0) for role in lost for held, part in donor.by_role[layer, role] for piece in _as_read(part)
     )
+    return LostBias(model=index, source=source, roles=tuple(lost), biases=biases) if lost else None
 
 
-def _find_part(donor: ResolvedModel, layer: int | None, role: str) -> tuple[TensorSpec, RolePart] | None:
-    """A donor that ties its output to its embedding gives the embedding for the output."""
-    found = donor.by_role.get((layer, role))
-    if role == "output" and donor.tied:
-        return donor.by_role.get((None, "token_embd"))
-    return found
+def _as_read(part: RolePart) -> Iterator[Piece]:
+    """A part in its own order."""
+    plain = RolePart(part.role, 0, _contiguous(part), part.shape, part.expert)
+    yield from pair(plain, [part], None) or ()
 
 
-def _align_by_name(spec: TensorSpec, target: ResolvedModel, donor: ResolvedModel, index: int, layer: int | None) -> Fit:
+def _contiguous(part: RolePart) -> tuple[tuple[str, int, int], ...]:
+    loops, stride = [], 1
+    for axis, count, _ in reversed(part.loops):
+        loops.append((axis, count, stride))
+        stride *= count
+    return tuple(reversed(loops))
+
+
+def _why_inexact(
+    models: Sequence[ResolvedModel],
+    layers: Sequence[int | None],
+    roles: Sequence[str | None],
+    norms: Sequence[TensorSpec | None],
+) -> str | None:
+    kinds = {model.family.norm for model, norm in zip(models, norms, strict=True) if norm and model.family}
+    if len(kinds) > 1:
+        return "one of the two norms also takes away the mean"
+    for model, layer, role in zip(models, layers, roles, strict=True):
+        if (layer, f"{role}_bias") in model.by_role:
+            return f"the norm of {model.label} has a bias"
+    return None
+
+
+def _find_parts(donor: ResolvedModel, layer: int | None, part: RolePart) -> Sequence[Held]:
+    """What a donor has for a part; one that ties its output to its embedding gives the embedding for the output."""
+    role = "token_embd" if part.role == "output" and donor.tied else part.role
+    held = donor.by_role.get((layer, role), ())
+    if part.expert is None or len(held) == 1:
+        return held
+    return [each for each in held if each[1].expert == part.expert]
+
+
+def _tell_absent(role: str, donor: ResolvedModel, layer: int | None) -> Absent | Misfit:
+    told = f"{donor.label} ({donor.kind}) has no {role}"
+    if role.endswith(SIDE_ROLES):
+        return Absent(told)
+    prefix = f"{role.split('_')[0]}_"
+    instead = sorted(
+        other
+        for at, other in donor.by_role
+        if at == layer and other.startswith(prefix) and not other.endswith(SIDE_ROLES)
+    )
+    where = "" if layer is None else f" in its layer {layer}"
+    return Misfit(f"{told}{where}; it works with {', '.join(instead) if instead else 'nothing of the kind'}", "E")
+
+
+def _align_by_name(
+    spec: TensorSpec, target: ResolvedModel, donor: ResolvedModel, index: int, layer: int | None
+) -> Fit:
     theirs = donor.by_template.get((layer, spec.template))
     if theirs is None:
         return Absent(f"{donor.label} has no {spec.template}")
@@ -104,9 +330,8 @@ def _align_by_name(spec: TensorSpec, target: ResolvedModel, donor: ResolvedModel
     if target.family is None and "attn" in spec.template.replace("attention", "attn"):
         heads = [_tell_heads(model) for model in (target, donor)]
         if heads[0] != heads[1]:
-            return Misfit(f"{spec.template}: {target.label} has {heads[0]}, {donor.label} has {heads[1]}")
-    segment = _whole(theirs.stored)
-    return Source(model=index, pin=donor.checkpoint.pin, segments=(segment,))
+            return Misfit(f"{spec.template}: {target.label} has {heads[0]}, {donor.label} has {heads[1]}", "E")
+    return Source(model=index, pin=donor.checkpoint.pin, segments=(_whole(theirs.stored),))
 
 
 def _whole(stored: StoredTensor) -> Segment:
@@ -119,49 +344,62 @@ def _whole(stored: StoredTensor) -> Segment:
     )
 
 
-def _cut(spec: TensorSpec, part: RolePart) -> Segment:
-    """The rows of one role, which lie together because rows are stored one after another."""
-    row = math.prod(spec.shape[1:])
-    start = spec.stored.offset + part.first_row * row * DTYPE_BITS[spec.dtype] // 8
-    return Segment(tensor=spec.name, file=spec.stored.file, dtype=spec.dtype, offset=start, elements=part.rows * row)
+def _cut(piece: Piece, spec: TensorSpec, scale: float) -> Segment:
+    """A piece of a stored tensor as a place in its file."""
+    count = math.prod(loop[0] for loop in piece.order)
+    plain = len(piece.order) == 1 and (piece.order[0][1:] == (1, 1) or count == 1)
+    return Segment(
+        tensor=spec.name,
+        file=spec.stored.file,
+        dtype=spec.dtype,
+        offset=spec.stored.offset + piece.first * DTYPE_BITS[spec.dtype] // 8,
+        elements=count,
+        at=piece.at,
+        order=() if plain else piece.order,
+        scale=scale,
+    )
 
 
 def _append(segments: list[Segment], segment: Segment) -> list[Segment]:
-    """Join a segment to the one before it where they touch."""
+    """Join a segment to the one before it where they touch on both sides."""
+    last = segments[-1] if segments else None
     if (
-        segments
-        and segments[-1].tensor == segment.tensor
-        and segments[-1].offset + segments[-1].nbytes == segment.offset
+        last is not None
+        and not last.order
+        and not segment.order
+        and (last.tensor, last.scale) == (segment.tensor, segment.scale)
+        and last.offset + last.nbytes == segment.offset
+        and last.at + last.elements == segment.at
     ):
-        joined = segments[-1].model_copy(update={"elements": segments[-1].elements + segment.elements})
-        return [*segments[:-1], joined]
+        return [*segments[:-1], last.model_copy(update={"elements": last.elements + segment.elements})]
     return [*segments, segment]
 
 
-def _norm_shift(spec: TensorSpec, target: ResolvedModel, donor: ResolvedModel) -> float:
-    """What to add to a donor's norm weight so that base and donor multiply by the same thing."""
-    assert target.family is not None and donor.family is not None
-    if spec.role is None or not spec.role.endswith("_norm") or target.family.norm_gain == donor.family.norm_gain:
-        return 0.0
-    return -1.0 if target.family.norm_gain == "1+w" else 1.0
+def _tell_steps(spec: TensorSpec, part: RolePart, held: Sequence[Held], turn: Turn | None) -> Iterator[str]:
+    """What is done to a donor's part, each step by its name."""
+    theirs, their_part = held[0]
+    if len(theirs.parts) > 1 and [each.role for each in theirs.parts] != [each.role for each in spec.parts]:
+        yield f"{part.role} taken out of {theirs.line}"
+    elif theirs.line != spec.line and len(spec.parts) == 1:
+        yield f"named {theirs.line}"
+    if len(spec.parts) > 1 and len(theirs.parts) == 1:
+        yield f"joined with {theirs.line}"
+    if (part.expert is None) != (their_part.expert is None):
+        yield "experts joined" if part.expert is None else "one expert taken out"
+    ours, other = (_list_order(each) for each in (part, their_part))
+    if ours != other and set(ours) == set(other):
+        yield "transposed"
+    if turn is not None:
+        yield f"rotated rows {turn.theirs} -> {turn.ours}"
 
 
-def _tell_step(spec: TensorSpec, theirs: TensorSpec, part: RolePart) -> str:
-    name = theirs.template
-    if len(theirs.parts) > 1:
-        return f"rows {part.first_row}:{part.first_row + part.rows} of {name}"
-    return f"joined with {name}" if len(spec.parts) > 1 else f"named {name}"
+def _list_order(part: RolePart) -> list[str]:
+    return [axis for axis, count, _ in part.loops if axis != "experts" and count > 1]
 
 
 def _tell_heads(model: ResolvedModel) -> str:
     return ", ".join(f"{key} {model.checkpoint.config.get(key)}" for key in HEAD_KEYS)
 
 
-def _tell_axes(ours: RolePart, theirs: RolePart, target: ResolvedModel, donor: ResolvedModel) -> str:
-    return f"{ours.role}: {target.label} has {_tell_part(ours)}, {donor.label} has {_tell_part(theirs)}"
-
-
 def _tell_part(part: RolePart) -> str:
-    sizes = [math.prod(size for _, size in dimension) for dimension in part.axes]
-    axes = {axis: size for dimension in part.axes for axis, size in dimension}
-    return f"{sizes} ({', '.join(f'{axis} {size}' for axis, size in axes.items())})"
+    return f"{list(part.shape)} ({', '.join(f'{axis} {count}' for axis, count, _ in part.loops)})"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from xmerge.architecture import ResolvedArchitecture
@@ -12,9 +12,9 @@ from xmerge.config.source import Path
 from xmerge.errors import CheckpointError, PlanError
 from xmerge.methods import MergeMethod, find_method
 from xmerge.methods.contract import Gram, GramUnknownError
-from xmerge.planning.alignment import Absent, Misfit, Offer, align
+from xmerge.planning.alignment import Absent, Aligner, Misfit, Offer, find_lost_biases
 from xmerge.planning.parameters import ParameterReader, Values
-from xmerge.planning.plan import MISFIT, Decision, Source, TensorPlan
+from xmerge.planning.plan import MISFIT, Decision, LostBias, Source, TensorPlan
 from xmerge.planning.slices import OutputLayer, walk_paths
 from xmerge.planning.slots import Slot
 
@@ -46,6 +46,10 @@ class Decider:
     gaps: list[Fault] = field(default_factory=list)
     """What no model that meets there can fill."""
 
+    def __post_init__(self) -> None:
+        ignore_heads = self.config.on_different_heads == "merge"
+        self._aligner = Aligner(self.architecture, self.config.folds, ignore_heads)
+
     def decide(self, slot: Slot) -> TensorPlan:
         """Everything about one tensor of the output."""
         offers = [self._ask(slot, number) for number in range(len(slot.layer.inputs))]
@@ -64,9 +68,9 @@ class Decider:
         return self._keep(case, stays) if stays else self._combine(case, taking, values)
 
     def _ask(self, slot: Slot, number: int) -> Offer:
-        each, target = slot.layer.inputs[number], self.architecture.target
-        model = self.architecture.models[each.model]
-        return Offer(each, model.label, align(slot.spec, target, model, each.model, each.layer))
+        each = slot.layer.inputs[number]
+        label = self.architecture.models[each.model].label
+        return Offer(each, label, self._aligner.align(slot.spec, each.model, each.layer))
 
     def _choose_keeper(self, slot: Slot, offers: Sequence[Offer]) -> int | None:
         """The input whose tensor stays where nothing is merged: the base, else the target, else the first that fits."""
@@ -191,7 +195,9 @@ class Decider:
     def _pass(self, case: _Case, decision: Decision, reason: str, source: Source) -> TensorPlan:
         """One tensor through: its bytes, or its numbers where dtype or convention differ."""
         if _needs_cast(case.slot, source):
-            decision, reason = "cast", f"{reason}; written as {case.slot.dtype}"
+            decision = "convert"
+            if any(segment.dtype != case.slot.dtype for segment in source.segments):
+                reason = f"{reason}; written as {case.slot.dtype}"
         keeps = case.keeper is not None and case.offers[case.keeper].fit is source
         passthrough, parameters = find_method(COPY_METHOD), {"scale": (1.0,)}
         return self._plan(case, decision, reason, passthrough, parameters, [source], (1.0,), 0 if keeps else None)
@@ -222,7 +228,18 @@ class Decider:
             coefficients=coefficients,
             base=base,
             dropped=tuple(case.dropped),
+            lost_biases=() if decision in ("keep", "copy") else tuple(self._list_lost_biases(case, sources)),
         )
+
+    def _list_lost_biases(self, case: _Case, sources: Sequence[Source]) -> Iterator[LostBias]:
+        for number, source in enumerate(sources):
+            offer = next(each for each in case.offers if each.fit is source)
+            donor = self.architecture.models[source.model]
+            lost = find_lost_biases(
+                case.slot.spec, self.architecture.target, donor, number, source.model, offer.input.layer
+            )
+            if lost is not None:
+                yield lost
 
 
 @dataclass
@@ -239,7 +256,7 @@ class _Case:
 
 def _needs_cast(slot: Slot, source: Source) -> bool:
     """Whether a tensor's numbers must be rewritten even if nothing is merged."""
-    return source.shift != 0.0 or any(segment.dtype != slot.dtype for segment in source.segments)
+    return not source.is_plain or any(segment.dtype != slot.dtype for segment in source.segments)
 
 
 def _find_uncombinable(source: Source) -> tuple[str, str] | None:

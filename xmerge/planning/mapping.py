@@ -12,7 +12,7 @@ from xmerge.methods import find_method
 from xmerge.planning.decisions import Decider
 from xmerge.planning.output_config import choose_side_files, digest_side_files, edit_config
 from xmerge.planning.parameters import ParameterReader
-from xmerge.planning.plan import LayerPlan, MergePlan, PlannedModel
+from xmerge.planning.plan import LayerPlan, MergePlan, PlannedModel, list_segments
 from xmerge.planning.refusals import refuse_gaps, refuse_misfits, refuse_tokenizer_merge, refuse_unsupported
 from xmerge.planning.slices import OutputLayer, lay_out
 from xmerge.planning.slots import list_slots
@@ -106,10 +106,9 @@ def _describe_models(
     used = [0] * len(architecture.models)
     for layer in layers:
         for tensor in layer.tensors:
-            for source in tensor.sources:
-                for segment in source.segments:
-                    files[source.model].add(segment.file)
-                    used[source.model] += segment.nbytes
+            for model, segment in list_segments(tensor):
+                files[model].add(segment.file)
+                used[model] += segment.nbytes
     return tuple(
         _describe_model(model, sorted(files[index]), used[index], list_foreign(architecture, index, layout))
         for index, model in enumerate(architecture.models)

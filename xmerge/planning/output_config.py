@@ -68,7 +68,10 @@ def edit_config(
     origins = [_origin(architecture, layer) for layer in body]
     moved = any(model is not target or layer != place for place, (model, layer) in enumerate(origins))
     if moved or len(origins) != target.layers:
-        _edit_depth(data, target, origins, edits)
+        nested = target.family.config if target.family and isinstance(data.get(target.family.config), dict) else None
+        if nested:
+            data[nested] = dict(data[nested])
+        _edit_depth(data[nested] if nested else data, target, origins, edits)
     _edit_dtype(data, layers, edits)
     return json.dumps(data, indent=2, ensure_ascii=False) + "\n", tuple(edits)
 
@@ -89,7 +92,7 @@ def _edit_depth(
         _edit(data, key, [_kind_of_layer(model, layer, key, target) for model, layer in origins], edits)
     for key in LAYER_NUMBER_KEYS:
         if isinstance(data.get(key), list):
-            marked = [(model.checkpoint.config.get(key, data[key]), layer) for model, layer in origins]
+            marked = [(model.config.get(key, data[key]), layer) for model, layer in origins]
             _edit(data, key, [place for place, (numbers, layer) in enumerate(marked) if layer in numbers], edits)
 
 
@@ -104,7 +107,7 @@ def _list_per_layer_keys(data: dict[str, Any], target: ResolvedModel) -> list[st
 def _kind_of_layer(model: ResolvedModel, layer: int, key: str, target: ResolvedModel) -> Any:
     """A layer's item of a per-layer list, from its own model where that has such a list."""
     for owner in (model, target):
-        values = owner.checkpoint.config.get(key)
+        values = owner.config.get(key)
         if isinstance(values, list):
             if len(values) != owner.layers:
                 raise CheckpointError(
@@ -120,7 +123,7 @@ def _kind_of_layer(model: ResolvedModel, layer: int, key: str, target: ResolvedM
 
 def _implied_layer_type(model: ResolvedModel, layer: int) -> str | None:
     """The kind that a layer has by its number, where config.json has no list of kinds."""
-    config = model.checkpoint.config
+    config = model.config
     if model.family and model.family.layer_types:
         return model.family.layer_types[layer % len(model.family.layer_types)]
     if config.get("use_sliding_window") and type(config.get("max_window_layers")) is int:

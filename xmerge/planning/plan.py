@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from xmerge.architecture.differences import Class, worst_class
 from xmerge.checkpoints.headers import DTYPE_BITS, build_header, size_of
 from xmerge.values import Value, fingerprint_json
 
-ENGINE_VERSION = 1
+ENGINE_VERSION = 2
 """Raised whenever the same plan would give other bytes; part of every fingerprint."""
 
-Decision = Literal["merge", "cast", "copy", "keep"]
-"""`merge`: combined from several tensors or scaled. `cast`: one tensor in another dtype.
+Decision = Literal["merge", "convert", "copy", "keep"]
+"""`merge`: combined from several tensors or scaled. `convert`: one tensor in another dtype, order or convention.
 `copy`: a donor's bytes. `keep`: the base's bytes."""
 
 MISFIT = "it does not fit"
@@ -22,19 +24,44 @@ MISFIT = "it does not fit"
 
 
 class Segment(Value):
-    """Consecutive elements of a stored tensor."""
+    """Elements of a stored tensor, and where they go in the output's tensor."""
 
     tensor: str
     file: str
     dtype: str
     offset: int
-    """Bytes from the start of the file."""
+    """The first one's place: bytes from the start of the file."""
     elements: int
+    at: int = 0
+    """Where the first one goes: elements from the start of the output's tensor."""
+    order: tuple[tuple[int, int, int], ...] = ()
+    """Loops, the output's outermost first: (how often, elements from one to the next in the source, the same in the
+    output). Empty: consecutive in both."""
+    scale: float = 1.0
+    """Every number is multiplied by it as it is read: a scale of the donor's config.json, folded into its weights."""
 
     @property
     def nbytes(self) -> int:
         """Bytes it takes in the file."""
         return self.elements * DTYPE_BITS[self.dtype] // 8
+
+
+class Gain(Value):
+    """A norm's gain, folded into the columns of a matrix that reads what the norm gives.
+
+    Element i of the matrix is multiplied by `donor[c] / base[c]`, with c = (i // stride) % length.
+    """
+
+    donor: Segment | None
+    """The donor's norm weight; None: a gain of 1."""
+    base: Segment | None
+    base_model: int
+    base_pin: str
+    donor_shift: float
+    """Added to the donor's norm weight to make it a gain."""
+    base_shift: float
+    length: int
+    stride: int
 
 
 class Source(Value):
@@ -45,16 +72,40 @@ class Source(Value):
     pin: str
     """The model's commit, or the digest of its shards' headers."""
     segments: tuple[Segment, ...]
-    """Read one after another, they fill the output's shape."""
+    """Together they fill the output's tensor, each element once."""
     shift: float = 0.0
     """Added to every number as it is read: brings a norm's weight to the base's convention."""
+    gain: Gain | None = None
     steps: tuple[str, ...] = ()
     """The conversions, in words."""
+    fit: Class = "A"
+    """How well it fits where it goes."""
+    notes: tuple[str, ...] = ()
+    """In what the donor's tensor differs from the base's, in words."""
 
     @property
     def nbytes(self) -> int:
         """Bytes one reading of it takes."""
         return sum(segment.nbytes for segment in self.segments)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its bytes, as they lie in the file, are those of the output's tensor."""
+        return (
+            self.shift == 0.0
+            and self.gain is None
+            and not any(segment.order or segment.scale != 1.0 for segment in self.segments)
+        )
+
+
+class LostBias(Value):
+    """Biases of a donor's that the base has no place for, beside the weight they belong to."""
+
+    model: int
+    source: int
+    """Which of the tensor's sources is the weight."""
+    roles: tuple[str, ...]
+    biases: tuple[Segment, ...]
 
 
 class TensorPlan(Value):
@@ -81,6 +132,13 @@ class TensorPlan(Value):
     """Which source is the base, if it is read."""
     dropped: tuple[str, ...] = ()
     """Donors that take no part, each with its reason."""
+    lost_biases: tuple[LostBias, ...] = ()
+    """Measured while the weights are read: how much a donor's output changes without them."""
+
+    @property
+    def fit(self) -> Class:
+        """How well the worst of its sources fits."""
+        return worst_class(source.fit for source in self.sources)
 
     @property
     def elements(self) -> int:
@@ -105,13 +163,25 @@ class TensorPlan(Value):
         return sum(source.nbytes for source in self.sources) * (2 if self.coefficients is None else 1)
 
 
+def list_segments(tensor: TensorPlan) -> Iterator[tuple[int, Segment]]:
+    """(model, segment) of everything that is read for a tensor, the norms of folded gains with it."""
+    for source in tensor.sources:
+        yield from ((source.model, segment) for segment in source.segments)
+        if source.gain is not None and source.gain.donor is not None:
+            yield source.model, source.gain.donor
+        if source.gain is not None and source.gain.base is not None:
+            yield source.gain.base_model, source.gain.base
+    for lost in tensor.lost_biases:
+        yield from ((lost.model, bias) for bias in lost.biases)
+
+
 _WORDS: Any = {
     "label": True,
     "index": True,
     "tensors": {
         "__all__": {
             **dict.fromkeys(("role", "component", "reason", "dropped"), True),
-            "sources": {"__all__": {"model", "steps"}},
+            "sources": {"__all__": {"model": True, "steps": True, "fit": True, "notes": True, "gain": {"base_model"}}},
         }
     },
 }

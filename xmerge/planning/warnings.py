@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-from xmerge.architecture import ResolvedArchitecture, ResolvedModel
+from xmerge.architecture import ResolvedArchitecture
 from xmerge.config import MergeConfig
 from xmerge.config.source import Path
 from xmerge.methods import MergeMethod
 from xmerge.planning.plan import MISFIT, LayerPlan, TensorPlan
 from xmerge.planning.slices import OutputLayer, walk_paths
 from xmerge.planning.slots import is_stray_head
-
-DEFAULT_ROPE_THETA = 10_000.0
 
 
 def list_foreign(architecture: ResolvedArchitecture, index: int, layout: Sequence[OutputLayer]) -> tuple[str, ...]:
@@ -49,7 +46,7 @@ def list_warnings(
         *_warn_of_dropped_layers(config, architecture, layout),
         *_warn_of_nothing_merged(architecture, tensors),
         *_warn_of_stray_heads(architecture),
-        *_warn_of_attention(architecture, tensors),
+        *_warn_of_differences(architecture, tensors),
         *_warn_of_idle_keys(config),
         *_warn_of_idle_parameters(config, layout, method),
         *_warn_of_kept_misfits(tensors),
@@ -78,7 +75,7 @@ def _warn_of_nothing_merged(architecture: ResolvedArchitecture, tensors: Sequenc
 
 
 def _is_own(tensor: TensorPlan, target: int) -> bool:
-    if len(tensor.sources) != 1 or tensor.decision not in ("keep", "cast"):
+    if len(tensor.sources) != 1 or tensor.decision not in ("keep", "convert"):
         return False
     (source,) = tensor.sources
     return source.model == target and [segment.tensor for segment in source.segments] == [tensor.name]
@@ -93,54 +90,16 @@ def _warn_of_stray_heads(architecture: ResolvedArchitecture) -> Iterator[str]:
             )
 
 
-def _warn_of_attention(architecture: ResolvedArchitecture, tensors: Sequence[TensorPlan]) -> Iterator[str]:
-    """Queries and keys have a meaning that no shape shows: how they are normalized, and how position turns them."""
-    crossing = {
-        source.model
-        for tensor in tensors
-        if tensor.role and {"attn_q", "attn_k"} & set(tensor.role.split("+"))
-        for source in tensor.sources
-    }
-    target = architecture.target
-    for index, donor in enumerate(architecture.models):
-        if donor is not target and index in crossing:
-            yield from _compare_norms(target, donor)
-            ropes = [_tell_rope(model.checkpoint.config) for model in (target, donor)]
-            if ropes[0] != ropes[1]:
-                yield (
-                    f"q and k turn with position in other ways ({ropes[0]} in {target.label}, {ropes[1]} in "
-                    f"{donor.label}): no change of weights makes up for that."
-                )
-
-
-def _compare_norms(target: ResolvedModel, donor: ResolvedModel) -> Iterator[str]:
-    ours, theirs = [any(role == "attn_q_norm" for _, role in model.by_role) for model in (target, donor)]
-    if theirs and not ours:
-        yield (
-            f"{donor.label} normalizes every query and key head and {target.label} does not: its q and k lose their "
-            "scale. Measured, no formula makes up for that; filtering to v_proj and o_proj avoids it."
-        )
-    if ours and not theirs:
-        yield (
-            f"{target.label} normalizes every query and key head and {donor.label} does not: its q and k are rescaled."
-        )
-
-
-def _tell_rope(config: Mapping[str, Any]) -> str:
-    """How positions turn q and k, from either of the two places where config.json says it."""
-    said: dict[str, Any] = {key: config[key] for key in ("rope_theta", "partial_rotary_factor") if config.get(key)}
-    for key in ("rope_scaling", "rope_parameters"):
-        said |= config[key] if isinstance(config.get(key), dict) else {}
-    kind = said.get("rope_type", said.get("type", "default"))
-    told = [f"theta {_show(said.get('rope_theta', DEFAULT_ROPE_THETA))}"]
-    told += [f"{kind} scaling by {_show(said.get('factor', 1))}"] if kind != "default" else []
-    part = said.get("partial_rotary_factor", 1.0)
-    told += [f"{_show(part)} of each head"] if part != 1.0 else []
-    return ", ".join(told)
-
-
-def _show(value: object) -> str:
-    return f"{value:g}" if isinstance(value, int | float) else str(value)
+def _warn_of_differences(architecture: ResolvedArchitecture, tensors: Sequence[TensorPlan]) -> Iterator[str]:
+    """What no shape shows: each difference that changes what a tensor means, with the components it concerns."""
+    concerned: dict[str, dict[str, None]] = {}
+    for tensor in tensors:
+        for source in tensor.sources:
+            if source.fit == "C" and source.model != architecture.target_index:
+                for note in source.notes:
+                    concerned.setdefault(note, {}).setdefault(tensor.component)
+    for note, components in concerned.items():
+        yield f"{', '.join(components)}: {note}."
 
 
 def _warn_of_idle_keys(config: MergeConfig) -> Iterator[str]:

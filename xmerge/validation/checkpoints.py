@@ -71,18 +71,20 @@ def _report_damage(error: CheckpointError) -> ValidationReport:
 
 def _report_contradictions(folder: Path, checkpoint: Checkpoint, error: CheckpointError) -> ValidationReport:
     """Every place where config.json and the headers contradict each other, where `error` names the first."""
-    family = find_family(checkpoint.config)
-    if family is None:
+    found = find_family(checkpoint.config)
+    if found is None:
         return _report_damage(error)
+    family = found.spelled_like(checkpoint.tensors)
+    config = family.language_config(checkpoint.config)
     try:
-        axes = family.read_axes(checkpoint.config, checkpoint.label)
+        axes = family.read_axes(config, checkpoint.label)
     except CheckpointError as fault:
         finding = Finding(code="config", text=str(fault), remedy=fault.remedy or "complete config.json.")
         return ValidationReport(findings=(finding,), facts=())
-    tied = family.is_tied(checkpoint.config)
+    tied = family.is_tied(config)
     findings = (
         *check_family(checkpoint, family, axes, tied=tied),
-        *check_head(checkpoint, tied=tied),
+        *check_head(checkpoint, family, tied=tied),
         *check_dtype(checkpoint),
         *check_total_size(folder, checkpoint),
         *_check_contents(folder, checkpoint),
@@ -92,7 +94,7 @@ def _report_contradictions(folder: Path, checkpoint: Checkpoint, error: Checkpoi
 
 
 def _check_model(folder: Path, model: ResolvedModel, base: ResolvedModel | None) -> Iterator[Finding]:
-    yield from check_head(model.checkpoint, tied=model.tied)
+    yield from check_head(model.checkpoint, model.family, tied=model.tied)
     yield from check_vocabulary(model, folder)
     yield from check_dtype(model.checkpoint)
     yield from check_total_size(folder, model.checkpoint)

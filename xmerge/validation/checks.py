@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from xmerge.architecture import Family, ResolvedModel
-from xmerge.architecture.models import config_dtype
+from xmerge.architecture.models import config_dtype, expect_tensors
 from xmerge.checkpoints import MERGEABLE_DTYPES, Checkpoint, torch_name_of
 from xmerge.checkpoints.checkpoint import INDEX_NAME, read_json_object
 from xmerge.validation.findings import Finding
@@ -16,7 +16,7 @@ from xmerge.validation.findings import Finding
 Expected = Mapping[str, tuple[tuple[int, ...], str | None]]
 """name -> (shape, dtype or None where any float dtype will do)."""
 
-HEAD_NAME = "lm_head.weight"
+HEAD_ROLE = "output"
 _LAYER = re.compile(r"\.(\d+)\.")
 
 
@@ -53,20 +53,27 @@ def check_family(checkpoint: Checkpoint, family: Family, axes: Mapping[str, int]
 
     A layer that should not be there, or is not, is one finding and not one for each of its tensors.
     """
-    config, owner = checkpoint.config, f"{family.family} with this config.json"
+    config, owner = family.language_config(checkpoint.config), f"{family.family} with this config.json"
     stated = set(range(axes["layers"]))
-    present = {layer for layer in map(_layer, checkpoint.tensors) if layer is not None}
+    beginnings = family.layer_beginnings
+    present = {layer for layer in map(_layer, [name for name in checkpoint.tensors if name.startswith(beginnings)]) if layer is not None}
     if present != stated:
         yield _wrong_layers(axes["layers"], axes["layers"], len(present))
-    expected: dict[str, tuple[tuple[int, ...], str | None]] = {}
-    for template in (*family.before, *family.layer, *family.after):
-        if template.exists(config, tied=tied):
-            layers = sorted(stated & present) if template in family.layer else [0]
-            expected |= {template.name.format(layer=layer): (template.shape(axes), None) for layer in layers}
+    known = expect_tensors(family, axes)
+    expected: dict[str, tuple[tuple[int, ...], str | None]] = {
+        name: (place.template.shape(axes), None)
+        for name, place in known.items()
+        if (place.layer is None or place.layer in present)
+        and (place.template.exists(config, tied=tied) or (place.template.maybe and name in checkpoint.tensors))
+    }
     for finding in check_tensors(expected, checkpoint, owner):
-        is_stray_head = tied and finding.tensor == HEAD_NAME
-        is_buffer = finding.code == "foreign_tensor" and str(finding.tensor).endswith("rotary_emb.inv_freq")
-        if not is_stray_head and not is_buffer and (finding.layer is None or finding.layer in stated):
+        name = str(finding.tensor)
+        is_stray_head = tied and name in known and known[name].template.role == HEAD_ROLE
+        # Beside the language model a wrapper holds what this file does not describe, and old files hold buffers.
+        is_other = finding.code == "foreign_tensor" and (
+            (family.config is not None and not name.startswith(beginnings)) or name.endswith(family.buffers)
+        )
+        if not is_stray_head and not is_other and (finding.layer is None or finding.layer in stated):
             yield finding
 
 
@@ -77,15 +84,17 @@ def check_layers(model: ResolvedModel, expected: int) -> Iterator[Finding]:
         yield _wrong_layers(expected, model.layers, len(present))
 
 
-def check_head(checkpoint: Checkpoint, *, tied: bool) -> Iterator[Finding]:
+def check_head(checkpoint: Checkpoint, family: Family | None, *, tied: bool) -> Iterator[Finding]:
     """A head of its own under tied embeddings is never read."""
-    if tied and HEAD_NAME in checkpoint.tensors:
-        yield Finding(
-            code="stray_head",
-            text=f"'{HEAD_NAME}' is there, and config.json ties the output to the embeddings: it is never read.",
-            remedy="remove it, or set tie_word_embeddings to false.",
-            tensor=HEAD_NAME,
-        )
+    names = [each.name for each in family.after if each.role == HEAD_ROLE] if family else ["lm_head.weight"]
+    for name in names:
+        if tied and name in checkpoint.tensors:
+            yield Finding(
+                code="stray_head",
+                text=f"'{name}' is there, and config.json ties the output to the embeddings: it is never read.",
+                remedy="remove it, or set tie_word_embeddings to false.",
+                tensor=name,
+            )
 
 
 def check_vocabulary(model: ResolvedModel, folder: Path) -> Iterator[Finding]:
@@ -93,7 +102,7 @@ def check_vocabulary(model: ResolvedModel, folder: Path) -> Iterator[Finding]:
     embedding = model.by_role.get((None, "token_embd"))
     if embedding is None:
         return
-    rows = embedding[0].shape[0]
+    rows = embedding[0][0].shape[0]
     path = folder / "tokenizer.json"
     if path.is_file():
         highest = _highest_token(read_json_object(path, path.name))

@@ -49,7 +49,7 @@ def validate(staged: Path, plan: MergePlan, results: Sequence[LayerResult], *, t
     findings = (
         *check_tensors(expected, model.checkpoint, owner),
         *check_layers(model, sum(layer.index is not None for layer in plan.layers)),
-        *check_head(model.checkpoint, tied=model.tied),
+        *check_head(model.checkpoint, model.family, tied=model.tied),
         # The tokenizer and the number of rows are the target's own, and no reason to refuse what was made of it.
         *(finding.model_copy(update={"severity": "warning"}) for finding in check_vocabulary(model, staged)),
         *check_dtype(model.checkpoint),
