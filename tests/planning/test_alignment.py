@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.planning.conftest import decisions_of, tensors_of
-from xmerge.architecture import describe_model
-from xmerge.planning.alignment import Misfit, align
+from xmerge.architecture import ResolvedArchitecture, describe_model
+from xmerge.config import parse_reference
+from xmerge.planning.alignment import Aligner
 from xmerge.planning.plan import Source
 from xmerge.sources import Location
 
@@ -83,7 +86,7 @@ def test_a_norm_that_multiplies_by_one_more_than_its_weight_is_shifted(bench, ba
     plan = bench.plan(COPY)
     for name in ("model.layers.0.input_layernorm.weight", "model.norm.weight"):
         tensor = tensors_of(plan)[name]
-        assert (tensor.decision, tensor.sources[0].shift) == ("cast", shift)
+        assert (tensor.decision, tensor.sources[0].shift) == ("convert", shift)
         assert tensor.base is None
     assert source_of(plan, "model.layers.0.mlp.up_proj.weight").shift == 0.0
 
@@ -98,7 +101,7 @@ def test_a_fused_donor_gives_its_rows(bench):
     q, k, v = (source_of(plan, f"model.layers.2.self_attn.{each}_proj.weight") for each in "qkv")
     assert [each.segments[0].offset - start for each in (q, k, v)] == [0, 16 * 8 * 2, 24 * 8 * 2]
     assert [each.segments[0].elements for each in (q, k, v)] == [16 * 8, 8 * 8, 8 * 8]
-    assert k.steps == ("rows 16:24 of model.layers.{layer}.self_attn.qkv_proj.weight",)
+    assert k.steps == ("attn_k taken out of model.layers.{layer}.self_attn.qkv_proj.weight",)
     up = source_of(plan, "model.layers.2.mlp.up_proj.weight")
     assert up.segments[0].offset - fused["model.layers.2.mlp.gate_up_proj.weight"].offset == 12 * 8 * 2
 
@@ -152,16 +155,25 @@ def test_a_stray_output_beside_a_tied_embedding_is_left_out(bench):
     assert any(warning.startswith("A holds an output matrix beside an embedding") for warning in plan.warnings)
 
 
-def test_queries_rotated_by_other_pairs_of_rows_do_not_fit(bench):
+def test_queries_rotated_by_other_pairs_of_rows_are_reordered(bench):
     """Interleaved and half-split rotation order the rows of q and k differently; values and output do not care."""
     bench.write("A")
     bench.write("B")
     target, donor = (describe_model(Location(reference=name, label=name, folder=bench.folder / name)) for name in "AB")
     assert donor.family is not None
-    turned = donor.__class__(**{**donor.__dict__, "family": donor.family.model_copy(update={"rope": "interleaved"})})
-    fits = {spec.role: align(spec, target, turned, 1, 0) for spec in target.by_layer[0]}
-    assert all(isinstance(fits[role], Misfit) for role in ("attn_q", "attn_k"))
-    assert all(isinstance(fits[role], Source) for role in ("attn_v", "attn_output", "ffn_up", "attn_norm"))
+    turned = replace(donor, family=donor.family.model_copy(update={"rope": "interleaved"}))
+    references = tuple(parse_reference(name) for name in "AB")
+    aligner = Aligner(ResolvedArchitecture((target, turned), references, 0))
+    fits = {spec.role: aligner.align(spec, 1, 0) for spec in target.by_layer[0]}
+    for role in ("attn_q", "attn_k"):
+        assert isinstance(fits[role], Source)
+        assert fits[role].steps == ("rotated rows interleaved -> half",)
+        assert fits[role].fit == "B"
+        # Of a head of 4 rows the pairs (0, 1) and (2, 3) turn together there, (0, 2) and (1, 3) here.
+        assert fits[role].segments[0].order[-3:] == ((2, 8, 16), (2, 16, 8), (8, 1, 1))
+    for role in ("attn_v", "attn_output", "ffn_up", "attn_norm"):
+        assert isinstance(fits[role], Source)
+        assert not fits[role].steps
 
 
 STRANGE = {

@@ -188,7 +188,9 @@ def test_misfits_are_kept_from_the_base_on_request(bench):
     assert decisions_of(plan, "mlp") == {"keep"}
     assert decisions_of(plan, "self_attn") == {"merge"}
     up = tensors_of(plan)["model.layers.0.mlp.up_proj.weight"]
-    assert up.reason == "it does not fit: ffn_up: A has [12, 8] (ffn 12, hidden 8), B has [20, 8] (ffn 20, hidden 8)"
+    assert up.reason == (
+        "it does not fit (class D): ffn_up: A has [12, 8] (ffn 12, hidden 8), B has [20, 8] (ffn 20, hidden 8)"
+    )
     assert [plan.models[source.model].label for source in up.sources] == ["A"]
 
 
@@ -245,7 +247,7 @@ def test_weights_are_written_in_the_dtype_asked_for(pair, key):
     plan = pair.plan(SLERP + f"parameters: {{t: [{{filter: mlp, value: 0.5}}]}}\n{key}: float32")
     assert {tensor.dtype for tensor in plan.tensors} == {"F32"}
     assert decisions_of(plan, "mlp") == {"merge"}
-    assert decisions_of(plan, "self_attn") == {"cast"}
+    assert decisions_of(plan, "self_attn") == {"convert"}
     assert tensors_of(plan)[Q0].reason == "'t' has no value for it; written as F32"
 
 
@@ -269,7 +271,7 @@ def test_a_donor_in_another_dtype_is_converted_to_the_base_s(bench):
     bench.write("B")
     plan = bench.plan(SLERP + "parameters: {t: 1}")
     norm = tensors_of(plan)["model.norm.weight"]
-    assert (norm.decision, norm.dtype, norm.base) == ("cast", "F32", None)
+    assert (norm.decision, norm.dtype, norm.base) == ("convert", "F32", None)
     assert tensors_of(plan)[Q0].decision == "copy"
 
 

@@ -62,6 +62,7 @@ def test_a_row_for_each_component_and_treatment(bench):
             "tensors": "4",
             "size": "1.02 kB",
             "what": "slerp t=0.3",
+            "class": "A",
             "from": "A + B",
             "why": "",
         },
@@ -71,6 +72,7 @@ def test_a_row_for_each_component_and_treatment(bench):
             "tensors": "2",
             "size": "512 B",
             "what": "keep",
+            "class": "-",
             "from": "A",
             "why": "B has no layer that meets this one",
         },
@@ -110,7 +112,7 @@ def test_conversions_and_absences_are_told_once(bench):
     bench.write("B", "phi3")
     plan = bench.plan(SLERP + "parameters: {t: 0.5}")
     assert rows_of(plan, "attn_k_norm")[0]["why"] == "B (phi3) has no attn_k_norm"
-    assert rows_of(plan, "attn_v")[0]["why"] == "rows 24:32 of model.layers.{layer}.self_attn.qkv_proj.weight"
+    assert rows_of(plan, "attn_v")[0]["why"] == "attn_v taken out of model.layers.{layer}.self_attn.qkv_proj.weight"
 
 
 def test_the_summary_counts_everything_once(bench):

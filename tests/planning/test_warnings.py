@@ -70,16 +70,16 @@ def test_queries_are_rescaled_by_a_base_that_normalizes_them(bench):
 @pytest.mark.parametrize(
     ("ours", "theirs", "told"),
     [
-        ({"rope_theta": 500000.0}, {"rope_theta": 1000000.0}, "(theta 500000 in A, theta 1e+06 in B)"),
+        ({"rope_theta": 500000.0}, {"rope_theta": 1000000.0}, "make up for: theta 500000 in A, theta 1e+06 in B."),
         ({"rope_theta": 10000.0}, {}, None),
-        ({"rope_theta": 500000.0}, {}, "(theta 500000 in A, theta 10000 in B)"),
+        ({"rope_theta": 500000.0}, {}, "make up for: theta 500000 in A, theta 10000 in B."),
         ({"rope_theta": 5e5}, {"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}, None),
         (
             {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
             {"rope_scaling": {"type": "llama3", "factor": 32.0}},
-            "(theta 10000, llama3 scaling by 8 in A, theta 10000, llama3 scaling by 32 in B)",
+            "for: theta 10000, llama3 scaling by 8.0 in A, theta 10000, llama3 scaling by 32.0 in B.",
         ),
-        ({"partial_rotary_factor": 0.75}, {}, "(theta 10000, 0.75 of each head in A, theta 10000 in B)"),
+        ({"partial_rotary_factor": 0.5}, {}, "positions turn of each head 2 of 4 numbers in A, 4 of 4 numbers in B."),
     ],
 )
 def test_positions_that_turn_q_and_k_otherwise_are_told(bench, ours, theirs, told):
@@ -162,4 +162,4 @@ def test_warnings_do_not_repeat_themselves(bench):
     bench.write("A")
     bench.write("B", "qwen3", rope_theta=1e6)
     warnings = bench.plan(HALF).warnings
-    assert len(warnings) == len(set(warnings)) == 2
+    assert len(warnings) == len(set(warnings)) == 3

@@ -1,4 +1,4 @@
-"""In what the tensors of two models differ beyond their shapes, and what that means for putting one in the other's place.
+"""In what tensors of two models differ beyond their shapes, and what that means for putting one in the other's place.
 
 The classes speak of the function of a tensor in its slot. None of them says that two models share a basis, which models
 trained apart do not.
@@ -87,7 +87,7 @@ class _Judge:
         weight = role.removesuffix("_bias")
         kind = weight.removesuffix("_exps").removesuffix("_shexp")
         if weight.endswith("_norm"):
-            yield from self._compare_norms(weight)
+            yield from self._compare_norms()
         if weight in ("token_embd", "output"):
             yield from self._compare_vocabularies(weight)
         if weight in ROTATED:
@@ -112,7 +112,7 @@ class _Judge:
             if weight == role:
                 yield from self._compare_biases(role)
 
-    def _compare_norms(self, role: str) -> Iterator[Difference]:
+    def _compare_norms(self) -> Iterator[Difference]:
         ours, theirs = self.ours.family.norm, self.theirs.family.norm
         if ours != theirs:
             yield self._differ("C", "a norm is", *(_NORMS[each] for each in (ours, theirs)))
@@ -148,10 +148,16 @@ class _Judge:
             yield Difference(
                 grade="C",
                 reason=f"{self.donor.label} normalizes {theirs} and {self.target.label} does not: its q and k lose "
-                "their scale. Measured, no formula makes up for that; filtering to v and o avoids it",
+                f"their scale. Measured, no formula makes up for that; {self._tell_way_around()} avoids it",
             )
         else:
             yield self._differ("C", "what is normalized of q and k is", ours, theirs)
+
+    def _tell_way_around(self) -> str:
+        filters = [self.target.filter_of(role) for role in ("attn_v", "attn_output")]
+        if None in filters:
+            return "leaving the tensor with q and k to the base"
+        return f"filtering to '{filters[0]}' and '{filters[1]}'"
 
     def _compare_rotation(self, layers: tuple[int, int]) -> Iterator[Difference]:
         ours, theirs = self.ours.rope_of(layers[0]), self.theirs.rope_of(layers[1])
@@ -168,11 +174,12 @@ class _Judge:
             yield self._differ("C", "positions turn q and k", _tell_rope(ours), _tell_rope(theirs))
         else:
             if ours.rotary != theirs.rotary:
-                told = (f"{rope.rotary} of {self.target.axes['head_dim']} numbers" for rope in (ours, theirs))
-                yield self._differ("C", "positions turn of each head", *told)
+                shares = [f"{rope.rotary} of {self.target.axes['head_dim']} numbers" for rope in (ours, theirs)]
+                yield self._differ("C", "positions turn of each head", *shares)
             if (ours.theta, ours.kind, ours.scaling) != (theirs.theta, theirs.kind, theirs.scaling):
-                told = _tell_apart(ours, theirs)
-                yield self._differ("C", "positions turn q and k at other speeds, which no weights make up for:", *told)
+                speeds = _tell_apart(ours, theirs)
+                what = "positions turn q and k at other speeds, which no weights make up for:"
+                yield self._differ("C", what, *speeds)
 
     def _compare_windows(self, layers: tuple[int, int]) -> Iterator[Difference]:
         told = [

@@ -125,6 +125,17 @@ class ResolvedModel:
         """Everything that some tensor of it does."""
         return frozenset(role for _, role in self.by_role)
 
+    def filter_of(self, role: str) -> str | None:
+        """The part of a name that chooses a role's tensors in every layer, its biases with it; None: none does.
+
+        A tensor that holds other roles too cannot be chosen for one of them.
+        """
+        held = next((held for (_, each), held in self.by_role.items() if each == role), None)
+        if held is None or len(held[0][0].parts) > 1:
+            return None
+        tail = held[0][0].line.rpartition("{layer}.")[2].partition("{expert}")[0].rstrip(".")
+        return tail.removesuffix(".weight")
+
     @cached_property
     def by_template(self) -> Mapping[tuple[int | None, str], TensorSpec]:
         """(layer, name with `{layer}`) -> tensor."""

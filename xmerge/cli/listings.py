@@ -28,12 +28,17 @@ def families(name: str | None, as_json: bool) -> None:
             click.echo(f"{family.family:<{width}}  {', '.join(family.architectures)}")
     else:
         family = known[name]
-        click.echo(f"{family.family}: {', '.join(family.architectures)}; norms multiply by {family.norm_gain}")
-        for template in (*family.before, *family.layer, *family.after):
-            axes = " + ".join(", ".join("*".join(axis) for axis in part.axes) for part in template.parts)
+        click.echo(
+            f"{family.family}: {', '.join(family.architectures)}; {family.norm} norms that multiply by "
+            f"{family.norm_gain}; rotation: {family.rope}"
+        )
+        if family.unchecked:
+            click.echo(f"  not compared with a class of transformers: {family.unchecked}")
+        for template in family.templates:
             condition = f"  if {template.when}" if template.when else ""
             condition = f"  unless {template.when_not}" if template.when_not else condition
-            click.echo(f"  {template.role:<24} {template.name} [{axes}]{condition}")
+            condition = "  maybe" if template.maybe else condition
+            click.echo(f"  {template.role:<24} {template.name} [{template.layout}]{condition}")
 
 
 @click.command()

@@ -94,13 +94,19 @@ class Aligner:
             if donor.model_type == self.target.model_type:
                 return _align_by_name(spec, self.target, donor, index, layer)
             return Absent(f"{donor.label} ({donor.kind}) has no tensor known to do what {spec.template} does")
-        twin = donor.by_template.get((layer, spec.template)) if self._is_alike(index) and not self.folds else None
+        twin = self._find_twin(spec, donor, index, layer)
         differences: list[Difference] = []
         for part in spec.parts:
             differences += self._compare(part.role, spec, index, layer)
         if twin is not None:
             return self._source(donor, index, [_whole(twin.stored)], differences)
         return self._convert(spec, donor, index, layer, differences)
+
+    def _find_twin(self, spec: TensorSpec, donor: ResolvedModel, index: int, layer: int | None) -> TensorSpec | None:
+        """The donor's tensor that needs no conversion, because the two models lay out theirs alike."""
+        if not self._is_alike(index) or self.folds or (donor.tied and spec.role == "output"):
+            return None
+        return donor.by_template.get((layer, spec.template))
 
     def _convert(
         self, spec: TensorSpec, donor: ResolvedModel, index: int, layer: int | None, differences: Sequence[Difference]
@@ -119,7 +125,7 @@ class Aligner:
             for piece in pieces:
                 segments = _append(segments, _cut(piece, held[piece.number][0], scale))
             steps += [*_tell_steps(spec, part, held, turn), *([f"times {scale:.6g}"] if scale != 1.0 else [])]
-        gain = self._fold_gain(spec, donor, index, layer)
+        gain = self._fold_gain(spec, donor, layer)
         if isinstance(gain, Misfit):
             return gain
         shift = self._norm_shift(spec, donor)
@@ -202,13 +208,11 @@ class Aligner:
         """What a donor's numbers are multiplied by to make up for a scale of its config.json."""
         weight = role.removesuffix("_bias").removesuffix("_exps")
         fold = SOFTMAX_SCALE if weight == "attn_q" else RESIDUAL_SCALE if weight in WRITES_OUTPUT else None
-        if fold not in self.folds or donor is self.target or not donor.traits or not self.target.traits:
+        if fold is None or fold not in self.folds or donor is self.target or not donor.traits or not self.target.traits:
             return 1.0
         return float(donor.traits.tell(fold)) / float(self.target.traits.tell(fold))
 
-    def _fold_gain(
-        self, spec: TensorSpec, donor: ResolvedModel, index: int, layer: int | None
-    ) -> Gain | Misfit | None:
+    def _fold_gain(self, spec: TensorSpec, donor: ResolvedModel, layer: int | None) -> Gain | Misfit | None:
         """The gains of the norms that a matrix reads from, where `input_norm` is folded."""
         kind = spec.parts[0].role.removesuffix("_exps").removesuffix("_shexp")
         if INPUT_NORM not in self.folds or donor is self.target or kind not in READS_INPUT:
@@ -246,7 +250,7 @@ class Aligner:
 
 
 def find_lost_biases(
-    spec: TensorSpec, target: ResolvedModel, donor: ResolvedModel, source: int, index: int, layer: int | None
+    spec: TensorSpec, target: ResolvedModel, donor: ResolvedModel, source: int, each: Input
 ) -> LostBias | None:
     """The biases that belong to a weight of the donor's and that the target has no place for.
 
@@ -255,15 +259,17 @@ def find_lost_biases(
         target: The model it belongs to.
         donor: The model that gives the weight.
         source: The weight's place among the sources of the tensor.
-        index: The donor's place among the models.
-        layer: The donor's layer.
+        each: The donor's share in the layer.
     """
     roles = [f"{part.role}_bias" for part in spec.parts]
-    lost = [role for role in roles if role not in target.roles and (layer, role) in donor.by_role]
+    lost = [role for role in roles if role not in target.roles and (each.layer, role) in donor.by_role]
     biases = tuple(
-        _cut(piece, held, 1.0) for role in lost for held, part in donor.by_role[layer, role] for piece in _as_read(part)
+        _cut(piece, held, 1.0)
+        for role in lost
+        for held, part in donor.by_role[each.layer, role]
+        for piece in _as_read(part)
     )
-    return LostBias(model=index, source=source, roles=tuple(lost), biases=biases) if lost else None
+    return LostBias(model=each.model, source=source, roles=tuple(lost), biases=biases) if lost else None
 
 
 def _as_read(part: RolePart) -> Iterator[Piece]:
@@ -308,7 +314,7 @@ def _tell_absent(role: str, donor: ResolvedModel, layer: int | None) -> Absent |
     told = f"{donor.label} ({donor.kind}) has no {role}"
     if role.endswith(SIDE_ROLES):
         return Absent(told)
-    prefix = f"{role.split('_')[0]}_"
+    prefix = f"{role.partition('_')[0]}_"
     instead = sorted(
         other
         for at, other in donor.by_role

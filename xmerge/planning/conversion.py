@@ -101,7 +101,9 @@ def _view(part: RolePart) -> View:
     )
 
 
-def _meet_experts(ours: View, our_expert: int | None, theirs: View, their_expert: int | None) -> tuple[View, View] | None:
+def _meet_experts(
+    ours: View, our_expert: int | None, theirs: View, their_expert: int | None
+) -> tuple[View, View] | None:
     """The views of one expert, or of all; None where the parts are of different experts."""
     if our_expert is None and their_expert is None:
         return ours, theirs

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from xmerge.architecture import ResolvedArchitecture
+from xmerge.architecture import Class, ResolvedArchitecture
 from xmerge.checkpoints import MERGEABLE_DTYPES
 from xmerge.config import MergeConfig
 from xmerge.config.source import Path
@@ -31,6 +31,8 @@ class Fault:
     reason: str
     where: Path
     """What in the configuration asks for it."""
+    grade: Class = "E"
+    """How far it is from fitting."""
 
 
 @dataclass
@@ -120,7 +122,9 @@ class Decider:
         sources = []
         for number in active:
             fit = case.offers[number].fit
-            if not isinstance(fit, Source):
+            # What is absent takes no part.
+            assert not isinstance(fit, Absent)
+            if isinstance(fit, Misfit):
                 return self._keep_misfit(case, fit)
             sources.append(fit)
         if known == (1.0,):
@@ -145,10 +149,10 @@ class Decider:
                 remedy="change the values, or filter them to other tensors.",
             ) from None
 
-    def _keep_misfit(self, case: _Case, fit: Absent | Misfit) -> TensorPlan:
+    def _keep_misfit(self, case: _Case, fit: Misfit) -> TensorPlan:
         if self.config.on_mismatch == "error":
-            self.misfits.append(Fault(case.slot.name, fit.reason, _find_place(case.slot.layer)))
-        return self._keep(case, f"{MISFIT}: {fit.reason}")
+            self.misfits.append(Fault(case.slot.name, fit.reason, _find_place(case.slot.layer), fit.grade))
+        return self._keep(case, f"{MISFIT} (class {fit.grade}): {fit.reason}")
 
     def _pass_one(self, case: _Case, number: int, source: Source) -> TensorPlan:
         """The method leaves one input as it is."""
@@ -194,7 +198,8 @@ class Decider:
 
     def _pass(self, case: _Case, decision: Decision, reason: str, source: Source) -> TensorPlan:
         """One tensor through: its bytes, or its numbers where dtype or convention differ."""
-        if _needs_cast(case.slot, source):
+        if _needs_cast(case.slot, source) or (decision == "copy" and self._find_lost_biases(case, [source])):
+            # What is copied is never looked at, and a bias that is lost is measured beside its weight.
             decision = "convert"
             if any(segment.dtype != case.slot.dtype for segment in source.segments):
                 reason = f"{reason}; written as {case.slot.dtype}"
@@ -228,18 +233,18 @@ class Decider:
             coefficients=coefficients,
             base=base,
             dropped=tuple(case.dropped),
-            lost_biases=() if decision in ("keep", "copy") else tuple(self._list_lost_biases(case, sources)),
+            lost_biases=() if decision in ("keep", "copy") else self._find_lost_biases(case, sources),
         )
 
-    def _list_lost_biases(self, case: _Case, sources: Sequence[Source]) -> Iterator[LostBias]:
+    def _find_lost_biases(self, case: _Case, sources: Sequence[Source]) -> tuple[LostBias, ...]:
+        target = self.architecture.target_index
+        found = []
         for number, source in enumerate(sources):
-            offer = next(each for each in case.offers if each.fit is source)
-            donor = self.architecture.models[source.model]
-            lost = find_lost_biases(
-                case.slot.spec, self.architecture.target, donor, number, source.model, offer.input.layer
-            )
-            if lost is not None:
-                yield lost
+            if source.model != target:
+                offer = next(each for each in case.offers if each.fit is source)
+                donor = self.architecture.models[source.model]
+                found.append(find_lost_biases(case.slot.spec, self.architecture.target, donor, number, offer.input))
+        return tuple(lost for lost in found if lost is not None)
 
 
 @dataclass

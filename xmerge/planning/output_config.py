@@ -68,12 +68,19 @@ def edit_config(
     origins = [_origin(architecture, layer) for layer in body]
     moved = any(model is not target or layer != place for place, (model, layer) in enumerate(origins))
     if moved or len(origins) != target.layers:
-        nested = target.family.config if target.family and isinstance(data.get(target.family.config), dict) else None
-        if nested:
-            data[nested] = dict(data[nested])
-        _edit_depth(data[nested] if nested else data, target, origins, edits)
+        _edit_depth(_open_language_part(data, target), target, origins, edits)
     _edit_dtype(data, layers, edits)
     return json.dumps(data, indent=2, ensure_ascii=False) + "\n", tuple(edits)
+
+
+def _open_language_part(data: dict[str, Any], target: ResolvedModel) -> dict[str, Any]:
+    """The part of a config.json that describes the language model, free to be changed."""
+    key = target.family.config if target.family else None
+    if key is None or not isinstance(data.get(key), dict):
+        return data
+    data[key] = dict(data[key])
+    nested: dict[str, Any] = data[key]
+    return nested
 
 
 def _origin(architecture: ResolvedArchitecture, layer: OutputLayer) -> tuple[ResolvedModel, int]:

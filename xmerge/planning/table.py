@@ -11,7 +11,7 @@ from xmerge.methods import find_method
 from xmerge.planning.memory import estimate_buffers
 from xmerge.planning.plan import Decision, LayerPlan, MergePlan, TensorPlan
 
-PLAN_COLUMNS = ("component", "layers", "tensors", "size", "what", "from", "why")
+PLAN_COLUMNS = ("component", "layers", "tensors", "size", "what", "class", "from", "why")
 Row = tuple[str, ...]
 Run = list[tuple[LayerPlan, TensorPlan]]
 
@@ -77,16 +77,20 @@ def _treatment(plan: MergePlan, tensor: TensorPlan) -> Row:
     labels = " + ".join(dict.fromkeys(plan.models[source.model].label for source in tensor.sources))
     steps = [step for source in tensor.sources for step in source.steps]
     why = [*([] if merged else [tensor.reason]), *steps, *tensor.dropped]
-    return (tensor.method if merged else tensor.decision, ", ".join(names), labels, "; ".join(dict.fromkeys(why)))
+    what = tensor.method if merged else tensor.decision
+    crossing = any(source.model != plan.target for source in tensor.sources)
+    fit = tensor.fit if crossing else "-"
+    return (what, ", ".join(names), fit, labels, "; ".join(dict.fromkeys(why)))
 
 
 def _draw_run(component: str, run: Run, alike: Row) -> Row:
-    what, names, labels, why = alike
+    what, names, fit, labels, why = alike
     if names:
         what = f"{what} {', '.join(_show_values([tensor for _, tensor in run]))}".rstrip()
     layers = [layer.index for layer, _ in run if layer.index is not None]
     where = show_ranges(layers) if layers else "-"
-    return (component, where, str(len(run)), show_bytes(sum(tensor.nbytes for _, tensor in run)), what, labels, why)
+    size = show_bytes(sum(tensor.nbytes for _, tensor in run))
+    return (component, where, str(len(run)), size, what, fit, labels, why)
 
 
 def _show_values(tensors: Sequence[TensorPlan]) -> Iterator[str]:

@@ -12,6 +12,7 @@ from xmerge.methods import MergeMethod
 from xmerge.planning.plan import MISFIT, LayerPlan, TensorPlan
 from xmerge.planning.slices import OutputLayer, walk_paths
 from xmerge.planning.slots import is_stray_head
+from xmerge.planning.table import show_ranges
 
 
 def list_foreign(architecture: ResolvedArchitecture, index: int, layout: Sequence[OutputLayer]) -> tuple[str, ...]:
@@ -46,7 +47,7 @@ def list_warnings(
         *_warn_of_dropped_layers(config, architecture, layout),
         *_warn_of_nothing_merged(architecture, tensors),
         *_warn_of_stray_heads(architecture),
-        *_warn_of_differences(architecture, tensors),
+        *_warn_of_differences(architecture, layers),
         *_warn_of_idle_keys(config),
         *_warn_of_idle_parameters(config, layout, method),
         *_warn_of_kept_misfits(tensors),
@@ -90,16 +91,25 @@ def _warn_of_stray_heads(architecture: ResolvedArchitecture) -> Iterator[str]:
             )
 
 
-def _warn_of_differences(architecture: ResolvedArchitecture, tensors: Sequence[TensorPlan]) -> Iterator[str]:
+def _warn_of_differences(architecture: ResolvedArchitecture, layers: Sequence[LayerPlan]) -> Iterator[str]:
     """What no shape shows: each difference that changes what a tensor means, with the components it concerns."""
-    concerned: dict[str, dict[str, None]] = {}
-    for tensor in tensors:
-        for source in tensor.sources:
-            if source.fit == "C" and source.model != architecture.target_index:
-                for note in source.notes:
-                    concerned.setdefault(note, {}).setdefault(tensor.component)
-    for note, components in concerned.items():
-        yield f"{', '.join(components)}: {note}."
+    components: dict[str, dict[str, None]] = {}
+    places: dict[str, set[int]] = {}
+    for layer in layers:
+        for tensor in layer.tensors:
+            for note in _list_notes(tensor, architecture.target_index):
+                components.setdefault(note, {}).setdefault(tensor.component)
+                places.setdefault(note, set()).update([] if layer.index is None else [layer.index])
+    depth = sum(layer.index is not None for layer in layers)
+    for note, concerned in components.items():
+        where = f" in layers {show_ranges(places[note])}" if 0 < len(places[note]) < depth else ""
+        yield f"{', '.join(concerned)}{where}: {note}."
+
+
+def _list_notes(tensor: TensorPlan, target: int) -> Iterator[str]:
+    for source in tensor.sources:
+        if source.fit == "C" and source.model != target:
+            yield from source.notes
 
 
 def _warn_of_idle_keys(config: MergeConfig) -> Iterator[str]:
