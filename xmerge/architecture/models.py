@@ -217,7 +217,7 @@ def describe_model(location: Location, override: str | None = None) -> ResolvedM
     if family is None:
         return _describe_unknown(location, checkpoint)
     try:
-        return _describe_known(location, checkpoint, family)
+        return describe_checkpoint(location, checkpoint, family)
     except CheckpointError as error:
         method = quantization_method(checkpoint.config)
         if method is None:
@@ -229,7 +229,12 @@ def describe_model(location: Location, override: str | None = None) -> ResolvedM
         ) from None
 
 
-def _describe_known(location: Location, checkpoint: Checkpoint, found: Family) -> ResolvedModel:
+def describe_checkpoint(location: Location, checkpoint: Checkpoint, found: Family) -> ResolvedModel:
+    """What each tensor of a checkpoint does, by the file of its family.
+
+    Raises:
+        CheckpointError: config.json and headers contradict each other.
+    """
     family = found.spelled_like(checkpoint.tensors)
     config = family.language_config(checkpoint.config)
     axes = family.read_axes(config, checkpoint.label)

@@ -15,6 +15,7 @@ from xmerge.files import DISK_FULL
 from xmerge.signals import stop_on_signals
 
 COMMANDS = {
+    "compat": ("xmerge.cli.compat", "What of one model can cross into another, and why; no weight is read."),
     "families": ("xmerge.cli.listings", "List the model families that xmerge knows, or one's tensors."),
     "merge": ("xmerge.cli.merge", "Merge the models of a configuration into a checkpoint."),
     "methods": ("xmerge.cli.listings", "List the merge methods, or explain one."),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
-from xmerge.architecture import ResolvedArchitecture
+from xmerge.architecture import ResolvedArchitecture, ResolvedModel
 from xmerge.config import MergeConfig
 from xmerge.config.source import Path
 from xmerge.methods import MergeMethod
@@ -18,15 +18,26 @@ from xmerge.planning.table import show_ranges
 def list_foreign(architecture: ResolvedArchitecture, index: int, layout: Sequence[OutputLayer]) -> tuple[str, ...]:
     """What a donor's tensors do, in the layers that take part, that the target has no tensor for."""
     donor, target = architecture.models[index], architecture.target
-    if donor is target:
-        return ()
+    layers = {each.layer for layer in layout for each in layer.inputs if each.model == index}
+    return () if donor is target else list_foreign_roles(target, donor, layers)
+
+
+def list_foreign_roles(
+    target: ResolvedModel, donor: ResolvedModel, layers: Collection[int | None] | None
+) -> tuple[str, ...]:
+    """What a donor's tensors do that the target has no tensor for: `attn_q_norm (36 tensors)`.
+
+    Args:
+        target: The model that receives.
+        donor: The model that gives.
+        layers: The donor's layers that take part, with None for what is outside the layers; None: all.
+    """
     own = [spec for spec in target.tensors if not is_stray_head(spec, target)]
     roles = {part.role for spec in own for part in spec.parts}
     templates = {spec.template for spec in own} if donor.model_type == target.model_type else set()
-    layers = {each.layer for layer in layout for each in layer.inputs if each.model == index}
     foreign: Counter[str] = Counter()
     for spec in donor.tensors:
-        if spec.layer in layers and not is_stray_head(spec, donor):
+        if (layers is None or spec.layer in layers) and not is_stray_head(spec, donor):
             if spec.parts:
                 foreign.update(part.role for part in spec.parts if part.role not in roles)
             elif spec.template not in templates:
