@@ -91,11 +91,11 @@ def test_two_folders_of_one_name_are_told_apart(tmp_path: Path):
 
 
 def test_a_tensor_is_found_by_its_role_its_template_and_its_layer(tmp_path: Path):
-    """A model knows where the rows of each role lie, also within a tensor that holds several."""
+    """A model knows where the numbers of each role lie, also within a tensor that holds several."""
     model = describe(write_fake(tmp_path, "phi3"))
-    spec, part = model.by_role[2, "attn_v"]
-    assert (spec.name, part.first_row, part.rows) == ("model.layers.2.self_attn.qkv_proj.weight", 24, 8)
-    assert part.axes == ((("kv_heads", 2), ("head_dim", 4)), (("hidden", 8),))
+    ((spec, part),) = model.by_role[2, "attn_v"]
+    assert (spec.name, part.offset, part.shape) == ("model.layers.2.self_attn.qkv_proj.weight", 24 * 8, (8, 8))
+    assert part.loops == (("kv_heads", 2, 4 * 8), ("head_dim", 4, 8), ("hidden", 8, 1))
     assert model.by_template[2, "model.layers.{layer}.self_attn.qkv_proj.weight"] is spec
     assert spec in model.by_layer[2]
     assert [each.name for each in model.by_layer[None] if each.after_layers] == ["lm_head.weight", "model.norm.weight"]
@@ -190,7 +190,7 @@ def test_a_tied_model_may_hold_its_output_matrix_all_the_same(tmp_path: Path):
     """A checkpoint that ties its embeddings and stores the output matrix too is whole."""
     model = describe(write_fake(tmp_path, tie_word_embeddings=True, extra={"lm_head.weight": ("BF16", (32, 8))}))
     assert model.tied
-    assert model.by_role[None, "output"][0].name == "lm_head.weight"
+    assert [spec.name for spec, _ in model.by_role[None, "output"]] == ["lm_head.weight"]
 
 
 def test_an_override_chooses_the_family(tmp_path: Path):
