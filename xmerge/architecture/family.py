@@ -11,19 +11,29 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import model_validator
 
-from xmerge.architecture.layout import Block, Node, count_blocks, list_axes, parse_shape, place_blocks, size_of_node
-from xmerge.architecture.rules import find_choice
+from xmerge.architecture.layout import (
+    Block,
+    Node,
+    count_blocks,
+    list_axes,
+    name_loops,
+    parse_shape,
+    place_blocks,
+    size_of_node,
+)
+from xmerge.architecture.rules import check_rule, evaluate_rule, find_choice
 from xmerge.errors import CheckpointError
 from xmerge.values import Value
 
 _TEMPLATE = re.compile(r"(?P<name>\S+) \[(?P<shape>[^\]]*)\](?: (?P<word>if|unless) (?P<key>\w+)| (?P<maybe>maybe))?")
+_NUMBERED = {"{expert}": "experts", "{head}": "heads", "{kv_head}": "kv_heads"}
 
 
 class TensorTemplate(Value):
     """One line of a family file."""
 
     name: str
-    """The tensor's name, with `{layer}` in the layers and `{expert}` where every expert has its own."""
+    """With `{layer}` in the layers, and with `{expert}`, `{head}` or `{kv_head}` where each of them has its own."""
     roles: tuple[str, ...]
     """What the tensor's blocks do, in the order in which `layout` names them."""
     layout: str
@@ -38,6 +48,16 @@ class TensorTemplate(Value):
     def role(self) -> str:
         """What the tensor does; several roles joined by `+` for a fused tensor."""
         return "+".join(self.roles)
+
+    @property
+    def numbered(self) -> str | None:
+        """The axis along which there is a tensor for each: `experts`."""
+        return next((axis for place, axis in _NUMBERED.items() if place in self.name), None)
+
+    def name_of(self, layer: int | None, number: int | None) -> str:
+        """The name of a layer's tensor, and of an expert's or head's; None leaves a number open."""
+        name = self.name if layer is None else self.name.replace("{layer}", str(layer))
+        return name if number is None else re.sub(r"\{(?!layer\})\w+\}", str(number), name)
 
     @property
     def nodes(self) -> tuple[Node, ...]:
@@ -74,11 +94,11 @@ class Family(Value):
     """The values of `model_type` in config.json that mean this family."""
     architectures: tuple[str, ...]
     requires: dict[str, Any] = {}
-    """What config.json must say for the file to fit, where one model type has several layouts."""
+    """What rules must give for the file to fit, where a model type has several layouts; no and nothing are the same."""
     config: str | None = None
     """The key of config.json below which the language model is described; None: it is described at the top."""
     spellings: tuple[dict[str, str], ...] = ({},)
-    """Beginnings of names as the lines below write them -> as a checkpoint may; the first that fits is taken."""
+    """Beginnings of names as the lines below write them -> as a checkpoint may; the one that fits best is taken."""
     buffers: tuple[str, ...] = ("rotary_emb.inv_freq",)
     """Endings of names that old checkpoints hold and no program reads."""
     unchecked: str | None = None
@@ -95,19 +115,23 @@ class Family(Value):
     """Whether the output shares the embedding when config.json does not say."""
     layer_types: tuple[str, ...] = ()
     """The kinds of layers, in turn, when config.json has no `layer_types`."""
-    norm_eps: str = "rms_norm_eps"
+    layer_period: str = "'none'"
+    """Where a key says how the kinds come: every n-th layer is of the last kind, the others are of the first."""
+    norm_eps: str = "rms_norm_eps | 1e-6"
     activation: str = "hidden_act"
     block: str = "'sequential'"
     """`sequential`, or `parallel` where attention and feed-forward read the same input."""
     rope_theta: str = "rope_theta | 10000"
     sliding_rope_theta: str | None = None
     """For layers with a window, where it is another."""
-    rotary_factor: str = "partial_rotary_factor | 1"
+    rotary_factor: str = "1"
     """The share of each head that is rotated."""
     nope: str = "'none'"
     """The layers without rotation: a list with a 0 for each, every n-th, or a kind of layer."""
-    window: str = "sliding_window"
+    window: str = "'none'"
     """How far back a layer sees; layers of a kind that is not `sliding` see everything."""
+    first_window: str = "0"
+    """The first layer with a window, where layers have no kinds."""
     softmax_scale: str = "head_dim ^ -0.5"
     residual_scale: str = "1"
     """What attention and feed-forward are multiplied by before they are added."""
@@ -132,13 +156,18 @@ class Family(Value):
         }
 
     @model_validator(mode="after")
-    def _axes_are_known(self) -> Self:
+    def _is_sound(self) -> Self:
+        rules = (*self.requires, *self.axes.values(), *(getattr(self, name) for name in RULES))
+        for rule in (*rules, self.sliding_rope_theta or "1"):
+            check_rule(rule)
         for template in self.templates:
+            if any(len(loops) > len(set(loops)) for loops in name_loops(template.nodes)):
+                raise ValueError(f"{self.family}: {template.name} has an axis twice in one block")
             unknown = set(list_axes(template.nodes)) - set(self.axes)
             if unknown:
                 raise ValueError(f"{self.family}: {template.name} has the unknown axes {sorted(unknown)}")
-            if "{expert}" in template.name and "experts" not in self.axes:
-                raise ValueError(f"{self.family}: {template.name} numbers experts, and there is no axis 'experts'")
+            if template.numbered and template.numbered not in self.axes:
+                raise ValueError(f"{self.family}: {template.name} numbers what has no axis, '{template.numbered}'")
         return self
 
     @property
@@ -152,12 +181,9 @@ class Family(Value):
         return tuple(dict.fromkeys(template.name.split("{layer}")[0] for template in self.layer))
 
     def spelled_like(self, names: Collection[str]) -> Self:
-        """The family with the names that a checkpoint uses; as it is where no spelling fits."""
-        for spelling in self.spellings:
-            spelled = self.spell(spelling)
-            if any(template.name in names for template in (*spelled.before, *spelled.after)):
-                return spelled
-        return self.spell(self.spellings[0])
+        """The family with the names that a checkpoint uses; the first spelling where none fits better."""
+        spelled = map(self.spell, self.spellings)
+        return max(spelled, key=lambda each: sum(line.name in names for line in (*each.before, *each.after)))
 
     def spell(self, spelling: Mapping[str, str]) -> Self:
         """The family with other beginnings of names."""
@@ -175,7 +201,9 @@ class Family(Value):
     def fits(self, config: Mapping[str, Any]) -> bool:
         """Whether config.json says what the file requires."""
         language = self.language_config(config)
-        return all((language.get(key) or False) == (value or False) for key, value in self.requires.items())
+        return all(
+            (evaluate_rule(rule, language, {}) or False) == (said or False) for rule, said in self.requires.items()
+        )
 
     def language_config(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
         """The part of config.json that describes the language model."""
@@ -200,12 +228,23 @@ class Family(Value):
             axes[axis] = _read_axis(axis, rule, config, axes, label)
         return axes
 
-    def is_tied(self, config: Mapping[str, Any]) -> bool:
-        """Whether the output matrix is the embedding."""
-        return bool(config.get("tie_word_embeddings", self.tied_by_default))
+    def is_tied(self, config: Mapping[str, Any], names: Collection[str] = ()) -> bool:
+        """Whether the output matrix is the embedding.
+
+        Where config.json does not say, a checkpoint with an output matrix among its `names` uses that one.
+        """
+        if "tie_word_embeddings" in config:
+            return bool(config["tie_word_embeddings"])
+        return self.tied_by_default and not any(line.role == "output" and line.name in names for line in self.after)
 
 
 _SECTIONS = ("before", "layer", "after")
+RULES = (
+    "norm_eps", "activation", "block", "layer_period", "rope_theta", "rotary_factor", "nope", "window", "first_window",
+    "softmax_scale", "residual_scale", "embedding_scale", "logit_scale", "head_norm", "attention_softcap",
+    "output_softcap",
+)  # fmt: skip
+"""The fields of a family that are rules for config.json; `sliding_rope_theta` is one where it is there."""
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """Ten times as fast where PyYAML was built with libyaml, and reads the same."""
 
@@ -252,7 +291,8 @@ def _load_families() -> Mapping[str, Family]:
     found = {}
     for file in sorted(resources.files("xmerge.families").iterdir(), key=lambda item: item.name):
         if file.name.endswith(".yaml"):
-            family = Family.model_validate(yaml.load(file.read_text(encoding="utf-8"), _LOADER))
+            said = yaml.load(file.read_text(encoding="utf-8"), _LOADER)  # noqa: S506 - a safe one
+            family = Family.model_validate(said)
             found[family.family] = family
     return found
 

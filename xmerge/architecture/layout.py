@@ -1,7 +1,7 @@
-"""How a tensor is laid out: from `[kv_heads*(group*head_dim + head_dim + head_dim), hidden]` to where each role's numbers lie.
+"""How a tensor is laid out: from `kv_heads*(group*head_dim + head_dim + head_dim), hidden` to where each role lies.
 
 Every layout that families use (rows one after another, head by head, group by group, transposed, columns in turns,
-experts in one tensor) is a set of loops with strides, so that a conversion between two of them only reads in another order.
+experts in one tensor) is a set of loops with strides: to convert is to read in another order.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from itertools import product
 Loop = tuple[str, int, int]
 """(axis, how often, elements from one to the next)."""
 
-_TOKEN = re.compile(r"\s*([A-Za-z_]\w*|\d+|[-+*()])")
+_TOKEN = re.compile(r"\s*([A-Za-z_]\w*|\d+|[+*()])")
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,12 @@ def list_axes(shape: Sequence[Node]) -> Iterator[str]:
                 yield name
             case Product(children) | Sum(children):
                 yield from list_axes(children)
+
+
+def name_loops(shape: Sequence[Node]) -> tuple[tuple[str, ...], ...]:
+    """The axes of each block, in the order in which the shape names them."""
+    ones = dict.fromkeys(list_axes(shape), 1)
+    return tuple(tuple(axis for axis, _, _ in block.loops) for block in place_blocks(shape, ones))
 
 
 def count_blocks(shape: Sequence[Node]) -> int:
@@ -176,11 +182,15 @@ def _parse_product(tokens: Sequence[str]) -> tuple[Node, Sequence[str]]:
 
 
 def _parse_factor(tokens: Sequence[str]) -> tuple[Node, Sequence[str]]:
-    if not tokens or tokens[0] in "+-*)":
+    if not tokens or tokens[0] in "+*)":
         raise ValueError("an axis, a number or '(' is missing")
     if tokens[0] == "(":
         node, rest = _parse_sum(tokens[1:])
         if not rest or rest[0] != ")":
             raise ValueError("a '(' is not closed")
         return node, rest[1:]
-    return (Number(int(tokens[0])) if tokens[0].isdigit() else Axis(tokens[0])), tokens[1:]
+    if not tokens[0].isdigit():
+        return Axis(tokens[0]), tokens[1:]
+    if int(tokens[0]) == 0:
+        raise ValueError("a size of 0 holds nothing")
+    return Number(int(tokens[0])), tokens[1:]

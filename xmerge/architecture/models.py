@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any
 
 from xmerge.architecture.family import Family, TensorTemplate, find_family, list_families
 from xmerge.architecture.layout import Block, Loop
+from xmerge.architecture.quantization import PackedWeight, find_packed, find_replaced, tell_method
 from xmerge.architecture.traits import Traits
 from xmerge.checkpoints import Checkpoint, StoredTensor
 from xmerge.config import MergeConfig, ModelReference, ModuleDefinition
@@ -21,6 +22,7 @@ from xmerge.sources import Location, locate_model, read_model
 
 MOST_LAYERS = 10_000
 MOST_EXPERTS = 10_000
+MOST_HEADS = 10_000
 """More than any model has, and few enough to be compared with the headers one by one."""
 
 _LAYER_IN_NAME = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(0|[1-9]\d{0,8})\.")
@@ -38,6 +40,8 @@ class RolePart:
     shape: tuple[int, ...]
     expert: int | None = None
     """Which expert's they are, where every expert has a tensor of its own."""
+    along: str = "experts"
+    """The axis that `expert` counts: the norms of heads may be tensors of their own too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,8 @@ class TensorSpec:
     """The name with `{layer}` in place of the layer's number."""
     line: str
     """The name as the family file has it; the template where there is none."""
+    packed: PackedWeight | None = None
+    """The packed weight that it holds a part of; it then has no role."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -79,6 +85,8 @@ class ResolvedModel:
     layers: int
     tied: bool
     tensors: tuple[TensorSpec, ...]
+    packed: Mapping[tuple[int | None, str], PackedWeight] = field(default_factory=dict)
+    """(layer, role, or name with `{layer}`) -> what it holds packed."""
 
     @property
     def label(self) -> str:
@@ -98,7 +106,7 @@ class ResolvedModel:
     @property
     def quantization(self) -> str | None:
         """The method its weights are packed by, None for plain weights."""
-        return quantization_method(self.checkpoint.config)
+        return tell_method(self.checkpoint.config)
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -109,7 +117,7 @@ class ResolvedModel:
     @cached_property
     def traits(self) -> Traits | None:
         """What no shape shows; None where no family file says how to read it."""
-        return Traits(self.family, self.config, self.axes) if self.family else None
+        return Traits(self.family, self.config, self.axes, self.label) if self.family else None
 
     @cached_property
     def by_role(self) -> Mapping[tuple[int | None, str], tuple[tuple[TensorSpec, RolePart], ...]]:
@@ -133,7 +141,7 @@ class ResolvedModel:
         held = next((held for (_, each), held in self.by_role.items() if each == role), None)
         if held is None or len(held[0][0].parts) > 1:
             return None
-        tail = held[0][0].line.rpartition("{layer}.")[2].partition("{expert}")[0].rstrip(".")
+        tail = held[0][0].line.rpartition("{layer}.")[2].partition("{")[0].rstrip(".")
         return tail.removesuffix(".weight")
 
     @cached_property
@@ -219,7 +227,7 @@ def describe_model(location: Location, override: str | None = None) -> ResolvedM
     try:
         return describe_checkpoint(location, checkpoint, family)
     except CheckpointError as error:
-        method = quantization_method(checkpoint.config)
+        method = tell_method(checkpoint.config)
         if method is None:
             raise
         raise CheckpointError(
@@ -238,7 +246,7 @@ def describe_checkpoint(location: Location, checkpoint: Checkpoint, found: Famil
     family = found.spelled_like(checkpoint.tensors)
     config = family.language_config(checkpoint.config)
     axes = family.read_axes(config, checkpoint.label)
-    tied = family.is_tied(config)
+    tied = family.is_tied(config, checkpoint.tensors)
     _refuse_impossible_size(axes, checkpoint)
     known = expect_tensors(family, axes)
     blocks = {template.name: template.blocks(axes) for template in family.templates}
@@ -274,7 +282,7 @@ def _label_apart(locations: list[Location]) -> list[Location]:
 
 def _refuse_impossible_size(axes: Mapping[str, int], checkpoint: Checkpoint) -> None:
     """Names are made for every layer and expert, so a config.json must not be able to ask for names without end."""
-    for axis, most in (("layers", MOST_LAYERS), ("experts", MOST_EXPERTS)):
+    for axis, most in (("layers", MOST_LAYERS), ("experts", MOST_EXPERTS), ("heads", MOST_HEADS)):
         count = axes.get(axis, 0)
         if count > most and count > len(checkpoint.tensors):
             raise CheckpointError(
@@ -302,12 +310,8 @@ def expect_tensors(family: Family, axes: Mapping[str, int]) -> Expected:
     known: Expected = {template.name: Place(template, None) for template in family.before}
     for layer in range(axes["layers"]):
         for template in family.layer:
-            if "{expert}" not in template.name:
-                known[template.name.format(layer=layer)] = Place(template, layer)
-                continue
-            for expert in range(axes["experts"]):
-                name = template.name.format(layer=layer, expert=expert)
-                known[name] = Place(template, layer, expert=expert)
+            for number in range(axes[template.numbered]) if template.numbered else (None,):
+                known[template.name_of(layer, number)] = Place(template, layer, expert=number)
     return known | {template.name: Place(template, None, after=True) for template in family.after}
 
 
@@ -330,10 +334,10 @@ def _specify(
             remedy="fetch config.json and weights of one and the same revision.",
         )
     parts = tuple(
-        RolePart(role, block.offset, block.loops, block.shape, place.expert)
+        RolePart(role, block.offset, block.loops, block.shape, place.expert, template.numbered or "experts")
         for role, block in zip(template.roles, blocks[template.name], strict=True)
     )
-    written = template.name if place.expert is None else template.name.replace("{expert}", str(place.expert))
+    written = template.name_of(None, place.expert)
     return TensorSpec(stored.name, template.role, place.layer, place.after, stored, parts, written, template.name)
 
 
@@ -380,9 +384,7 @@ def _check_layer_count(specs: list[TensorSpec], layers: int, label: str) -> None
         )
 
 
-def _check_nothing_missing(
-    known: Expected, checkpoint: Checkpoint, config: Mapping[str, Any], *, tied: bool
-) -> None:
+def _check_nothing_missing(known: Expected, checkpoint: Checkpoint, config: Mapping[str, Any], *, tied: bool) -> None:
     missing = [
         name
         for name, place in known.items()
@@ -395,12 +397,6 @@ def _check_nothing_missing(
             why=f"its config.json describes a {checkpoint.config.get('model_type')} that has them.",
             remedy="fetch the whole model again.",
         )
-
-
-def quantization_method(config: Mapping[str, Any]) -> str | None:
-    """The method a config.json says that the weights are packed by; None for plain weights."""
-    packed = config.get("quantization_config")
-    return str(packed.get("quant_method", "unknown")) if isinstance(packed, dict) else None
 
 
 def config_dtype(config: Mapping[str, Any]) -> str | None:

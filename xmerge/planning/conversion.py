@@ -78,7 +78,7 @@ def pair(
     """
     pieces: list[Piece] = []
     for number, part in enumerate(theirs):
-        matched = _meet_experts(_view(ours), ours.expert, _view(part), part.expert)
+        matched = _meet_experts(ours, part)
         if matched is None:
             continue
         left, right = _regroup(*matched)
@@ -101,20 +101,17 @@ def _view(part: RolePart) -> View:
     )
 
 
-def _meet_experts(
-    ours: View, our_expert: int | None, theirs: View, their_expert: int | None
-) -> tuple[View, View] | None:
+def _meet_experts(ours: RolePart, theirs: RolePart) -> tuple[View, View] | None:
     """The views of one expert, or of all; None where the parts are of different experts."""
-    if our_expert is None and their_expert is None:
-        return ours, theirs
-    if our_expert is not None and their_expert is not None:
-        return (ours, theirs) if our_expert == their_expert else None
-    joined, expert = (theirs, our_expert) if their_expert is None else (ours, their_expert)
-    assert expert is not None
-    if expert >= joined.loops.get("experts", (0, 0))[0]:
+    views = _view(ours), _view(theirs)
+    if (ours.expert is None) == (theirs.expert is None):
+        return views if ours.expert == theirs.expert else None
+    one, joined = (ours, 1) if theirs.expert is None else (theirs, 0)
+    assert one.expert is not None
+    if one.expert >= views[joined].loops.get(one.along, (0, 0))[0]:
         return None
-    fixed = joined.fix("experts", expert)
-    return (ours, fixed) if their_expert is None else (fixed, theirs)
+    fixed = views[joined].fix(one.along, one.expert)
+    return (fixed, views[1]) if joined == 0 else (views[0], fixed)
 
 
 def _regroup(ours: View, theirs: View) -> tuple[View, View]:
