@@ -127,7 +127,7 @@ class Family(Value):
     rotary_factor: str = "1"
     """The share of each head that is rotated."""
     nope: str = "'none'"
-    """The layers without rotation: a list with a 0 for each, every n-th, or a kind of layer."""
+    """The layers without rotation: a list with a 0 for each, every n-th, a kind of layer, or a yes for all of them."""
     window: str = "'none'"
     """How far back a layer sees; layers of a kind that is not `sliding` see everything."""
     first_window: str = "0"

@@ -109,6 +109,8 @@ class Traits:
         nope = self.tell("nope")
         if isinstance(nope, list):
             return layer < len(nope) and nope[layer] == 0
+        if isinstance(nope, bool):
+            return nope
         if type(nope) is int:
             return nope > 0 and (layer + 1) % nope == 0
         return nope is not None and nope == self.kind_of(layer)
