@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
+from xmerge import garbage
 from xmerge.architecture import ResolvedArchitecture, ResolvedModel
 from xmerge.config import MergeConfig
 from xmerge.methods import find_method
@@ -27,20 +26,8 @@ def map_slices(config: MergeConfig, architecture: ResolvedArchitecture) -> Merge
         PlanError: The configuration asks for what cannot be done; nothing has been written.
         CheckpointError: A tensor that is to be merged is packed or of a dtype that cannot be combined.
     """
-    with _garbage_left_alone():
+    with garbage.left_alone():
         return _map_slices(config, architecture)
-
-
-@contextmanager
-def _garbage_left_alone() -> Iterator[None]:
-    """Plans have no cycles, and to look for some among a hundred thousand tensors takes as long as to plan them."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _map_slices(config: MergeConfig, architecture: ResolvedArchitecture) -> MergePlan:

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from xmerge import garbage
 from xmerge.architecture.differences import Class, worst_class
 from xmerge.checkpoints.headers import DTYPE_BITS, build_header, size_of
 from xmerge.values import Value, fingerprint_json
@@ -181,6 +182,7 @@ _WORDS: Any = {
     "tensors": {
         "__all__": {
             **dict.fromkeys(("role", "component", "reason", "dropped"), True),
+            "lost_biases": {"__all__": {"model"}},
             "sources": {"__all__": {"model": True, "steps": True, "fit": True, "notes": True, "gain": {"base_model"}}},
         }
     },
@@ -199,7 +201,9 @@ class LayerPlan(Value):
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of what decides the shard's bytes; words and the models' places in the plan are no part of it."""
-        return fingerprint_json({"engine": ENGINE_VERSION, **self.model_dump(mode="json", exclude=_WORDS)})
+        with garbage.left_alone():
+            data = self.model_dump(mode="json", exclude=_WORDS, exclude_defaults=True)
+            return fingerprint_json({"engine": ENGINE_VERSION, **data})
 
     @cached_property
     def header(self) -> bytes:
@@ -270,15 +274,16 @@ class MergePlan(Value):
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of what decides the output's bytes: no path and no wording is part of it."""
-        return fingerprint_json(
-            {
-                "layers": [layer.fingerprint for layer in self.layers],
-                "config": self.config_text,
-                "side_files": [self.side_files, self.side_files_digest],
-                "chat_template": self.chat_template,
-                "target": self.models[self.target].pin,
-            }
-        )
+        with garbage.left_alone():
+            return fingerprint_json(
+                {
+                    "layers": [layer.fingerprint for layer in self.layers],
+                    "config": self.config_text,
+                    "side_files": [self.side_files, self.side_files_digest],
+                    "chat_template": self.chat_template,
+                    "target": self.models[self.target].pin,
+                }
+            )
 
     @property
     def title(self) -> str:
