@@ -24,7 +24,7 @@ def refuse_unsupported(config: MergeConfig, architecture: ResolvedArchitecture) 
     Raises:
         PlanError: Says what to do instead.
     """
-    _refuse_strangers(config, architecture)
+    _refuse_unknown(config, architecture)
     template = config.chat_template
     if template is not None and "{" not in template:
         told = f"'chat_template: {template}' names a built-in template, and xmerge has none."
@@ -33,6 +33,24 @@ def refuse_unsupported(config: MergeConfig, architecture: ResolvedArchitecture) 
             where=config.source.locate("chat_template"),
             remedy="leave it out to keep the base's, or write the Jinja text itself.",
         )
+
+
+def refuse_strangers(target: ResolvedModel, model: ResolvedModel, where: str | None = None) -> None:
+    """Refuse a model of another type than the target's where nobody knows what the tensors of one of them do.
+
+    Raises:
+        PlanError: Names both kinds, and how a family is added.
+    """
+    if model.model_type == target.model_type or (model.family and target.family):
+        return
+    unknown = model if model.family is None else target
+    raise PlanError(
+        f"{target.label} is a {target.kind} and {model.label} a {model.kind}, and there is no family file for "
+        f"{unknown.model_type}.",
+        where=where,
+        why="what its tensors do is unknown; models of one model_type merge by name, others need a family file.",
+        remedy="add a file to xmerge/families (CONTRIBUTING.md says how); `xmerge families` lists those there are.",
+    )
 
 
 def refuse_misfits(config: MergeConfig, misfits: Sequence[Fault]) -> None:
@@ -109,19 +127,9 @@ def refuse_tokenizer_merge(
             )
 
 
-def _refuse_strangers(config: MergeConfig, architecture: ResolvedArchitecture) -> None:
-    target = architecture.target
+def _refuse_unknown(config: MergeConfig, architecture: ResolvedArchitecture) -> None:
     for model, reference in zip(architecture.models, architecture.references, strict=True):
-        if model.model_type == target.model_type or (model.family and target.family):
-            continue
-        unknown = model if model.family is None else target
-        raise PlanError(
-            f"{target.label} is a {target.kind} and {model.label} a {model.kind}, and there is no family file for "
-            f"{unknown.model_type}.",
-            where=config.source.locate(*_find_mention(config, reference)),
-            why="what its tensors do is unknown; models of one model_type merge by name, others need a family file.",
-            remedy="add a file to xmerge/families (CONTRIBUTING.md says how); `xmerge families` lists those there are.",
-        )
+        refuse_strangers(architecture.target, model, config.source.locate(*_find_mention(config, reference)))
 
 
 def _find_mention(config: MergeConfig, reference: ModelReference) -> Path:
