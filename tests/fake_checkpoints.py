@@ -47,8 +47,10 @@ def write_fake(
     *,
     stored: str = "BF16",
     extra: Tensors | None = None,
+    without: str | tuple[str, ...] = (),
     maybe: Choose | None = None,
     spelling: int = 0,
+    sizes: Mapping[str, int] = SIZES,
     **config: Any,
 ) -> Path:
     """A checkpoint of a family that has a file.
@@ -58,26 +60,34 @@ def write_fake(
         family: The family's name.
         stored: The dtype of every tensor, as the header writes it.
         extra: More tensors, or other dtypes and shapes for the family's own.
+        without: The endings of names of tensors that are left out.
         maybe: Which tensors are there of those that only headers tell; None: none of them.
         spelling: Which of the family's spellings names the tensors.
+        sizes: Of each axis, where `config` does not say otherwise.
         config: What config.json says beside the sizes; None takes a key out. In a wrapper it is said of the language
             model.
     """
     described = next(each for each in list_families() if each.family == family)
-    data = make_config(described, **config)
-    tensors = {name: (stored, shape) for name, shape in list_tensors(described, data, maybe, spelling)}
+    data = make_config(described, sizes, **config)
+    listed = list_tensors(described, data, maybe, spelling)
+    tensors = {name: (stored, shape) for name, shape in listed if not name.endswith(without)}
     return write_headers(folder, data, {**tensors, **(extra or {})})
 
 
-def make_config(family: Family, **config: Any) -> dict[str, Any]:
+def everywhere(role: str, layer: int | None) -> bool:
+    """For `maybe`: every tensor that may be missing is there."""
+    return True
+
+
+def make_config(family: Family, sizes: Mapping[str, int] = SIZES, **config: Any) -> dict[str, Any]:
     """The config.json of a model of a family, its language part nested where the family is a wrapper's."""
     keys = {axis: _find_key(axis, rule, family) for axis, rule in family.axes.items()}
-    sizes = {key: SIZES.get(axis, OTHER_SIZE) for axis, key in keys.items() if key}
+    told = {key: sizes.get(axis, OTHER_SIZE) for axis, key in keys.items() if key}
     said = {
         "model_type": family.model_types[0],
         "architectures": [family.architectures[0]],
-        **family.requires,
-        **sizes,
+        **{rule.split("|")[0].strip(): said for rule, said in family.requires.items()},
+        **told,
         **config,
     }
     said = {key: value for key, value in said.items() if value is not None}
@@ -99,8 +109,8 @@ def list_tensors(
     for template, layer in placed:
         chosen = maybe is not None and maybe(template.role, layer)
         if chosen if template.maybe else template.exists(language, tied=tied):
-            for expert in range(axes["experts"]) if "{expert}" in template.name else (None,):
-                yield template.name.format(layer=layer, expert=expert), template.shape(axes)
+            for number in range(axes[template.numbered]) if template.numbered else (None,):
+                yield template.name_of(layer, number), template.shape(axes)
 
 
 def write_headers(folder: Path, config: Mapping[str, Any], tensors: Tensors) -> Path:

@@ -6,10 +6,17 @@ import json
 
 import pytest
 
+from tests.fake_checkpoints import everywhere
 from tests.planning.conftest import decisions_of
+from xmerge.checkpoints import read_checkpoint
 
 SLERP = "merge_method: slerp\nbase_model: A\nmodels:\n- model: A\n- model: B\n"
 VOCABULARY = {"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": [{"id": 2, "content": "<s>"}]}
+
+
+def headers_of(bench, name):
+    """The names of a fake checkpoint's tensors."""
+    return list(read_checkpoint(bench.folder / name, name).tensors)
 
 
 @pytest.fixture
@@ -49,25 +56,123 @@ def test_weights_that_sum_to_nothing_are_refused(bench):
     assert error.remedy is not None
 
 
-@pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2"])
+@pytest.mark.parametrize(
+    ("dtype", "scale"),
+    [
+        ("F8_E4M3", {}),
+        ("F8_E5M2", {}),
+        ("F8_E4M3", {"_scale_inv": ("F32", [1, 1])}),
+        ("BF16", {"_scale_inv": ("F32", [1, 1])}),
+        ("BF16", {"_scale": ("BF16", [12, 1])}),
+        ("U8", {"_scale": ("BF16", [12, 1])}),
+    ],
+)
 @pytest.mark.parametrize("t", [0.5, 1])
-def test_packed_weights_are_refused_where_they_would_be_merged(bench, dtype, t):
-    """Numbers of 8 bits with a scale elsewhere are no weights; as an input that cannot be merged it is exit 3."""
+@pytest.mark.parametrize("on_mismatch", ["error", "base"])
+def test_packed_weights_are_refused_where_they_would_be_merged(bench, dtype, scale, t, on_mismatch):
+    """Numbers that need a scale are no weights, and a copy would lose it: exit 3, whatever `on_mismatch` says."""
     bench.write("A")
-    bench.write("B", extra={f"model.layers.{n}.mlp.up_proj.weight": (dtype, [12, 8]) for n in range(4)})
-    text = SLERP + f"parameters: {{t: [{{filter: FILTER, value: {t}}}]}}"
+    up = [f"model.layers.{n}.mlp.up_proj.weight" for n in range(4)]
+    beside = {f"{name}{ending}": stored for name in up for ending, stored in scale.items()}
+    bench.write("B", extra={**dict.fromkeys(up, (dtype, [12, 8])), **beside})
+    text = SLERP + f"on_mismatch: {on_mismatch}\nparameters: {{t: [{{filter: FILTER, value: {t}}}]}}"
     error = bench.refuse(text.replace("FILTER", "up_proj"), code=3)
-    assert error.what == f"B holds model.layers.0.mlp.up_proj.weight as {dtype}, which cannot be merged."
-    assert error.why == f"its weights are packed ({dtype})."
+    assert error.what.startswith("B holds model.layers.0.mlp.up_proj.weight packed (")
+    assert error.where == "recipe.yml, line 7: parameters"
+    assert all(name in str(error.why) for name in beside if ".0." in name)
     assert decisions_of(bench.plan(text.replace("FILTER", "q_proj")), "up_proj") == {"keep"}
+
+
+@pytest.mark.parametrize("method", ["slerp", "passthrough", "linear"])
+def test_a_packed_base_is_carried_as_it_is(bench, method):
+    """Every part of a packed weight of the base stays byte for byte, in any output dtype, while plain weights merge."""
+    packed = {"qweight": ("I32", [1, 12]), "qzeros": ("I32", [1, 2]), "scales": ("F16", [1, 12])}
+    up = {f"model.layers.{n}.mlp.up_proj.{part}": stored for n in range(4) for part, stored in packed.items()}
+    for name in "AB":
+        bench.write(name, extra=up, without="up_proj.weight", quantization_config={"quant_method": "gptq"})
+    weights = {"slerp": "{t: [VALUE]}", "linear": "{weight: [VALUE]}", "passthrough": "{scale: [VALUE]}"}
+    text = f"merge_method: {method}\nbase_model: A\ndtype: float32\n"
+    text += "models: [{model: A}]\n" if method == "passthrough" else "models: [{model: A}, {model: B}]\n"
+    text += f"parameters: {weights[method]}"
+    plan = bench.plan(text.replace("VALUE", "{filter: q_proj, value: 0.5}"))
+    assert decisions_of(plan, "q_proj") == {"merge"}
+    kept = [each for each in plan.tensors if "up_proj" in each.name]
+    assert {(each.decision, each.dtype) for each in kept} == {("keep", dtype) for dtype, _ in packed.values()}
+    assert all(each.sources[0].model == 0 and each.sources[0].nbytes == each.nbytes for each in kept)
+    error = bench.refuse(text.replace("VALUE", "{filter: up_proj, value: 0.5}"), code=3)
+    assert error.what == "A holds model.layers.0.mlp.up_proj.qweight packed (GPTQ), and nothing can be merged into it."
+
+
+def test_a_plain_donor_is_not_merged_into_a_packed_base(bench):
+    """There is no place for plain weights where a model holds packed ones."""
+    packed = {f"model.layers.{n}.mlp.up_proj.weight": ("U8", [48, 1]) for n in range(4)}
+    bench.write("A", extra=packed, quantization_config={"quant_method": "bitsandbytes"})
+    bench.write("B")
+    error = bench.refuse(SLERP + "parameters: {t: [{filter: up_proj, value: 1}]}", code=3)
+    assert "packed (bitsandbytes in 4 bits), and nothing can be merged into it." in error.what
+    plan = bench.plan(SLERP + "parameters: {t: [{filter: down_proj, value: 1}]}")
+    assert (decisions_of(plan, "up_proj"), decisions_of(plan, "down_proj")) == ({"keep"}, {"copy"})
+
+
+def test_what_a_quantised_donor_holds_as_plain_numbers_can_be_used(bench):
+    """Packed experts do not keep the attention beside them from being merged."""
+    bench.write("A", "gpt_oss", maybe=everywhere)
+    experts = [name for name in headers_of(bench, "A") if name.endswith(("gate_up_proj", "down_proj"))]
+    packed = {f"{name}_blocks": ("U8", [4, 8, 1, 16]) for name in experts}
+    packed |= {f"{name}_scales": ("U8", [4, 8, 1]) for name in experts}
+    said = {"quantization_config": {"quant_method": "mxfp4"}}
+    bench.write("B", "gpt_oss", maybe=everywhere, extra=packed, without=tuple(experts), **said)
+    plan = bench.plan(SLERP + "parameters: {t: [{filter: self_attn, value: 0.5}]}")
+    assert (decisions_of(plan, "q_proj"), decisions_of(plan, "experts")) == ({"merge"}, {"keep"})
+    error = bench.refuse(SLERP + "parameters: {t: [{filter: experts.down_proj, value: 1}]}", code=3)
+    assert error.what == "B holds model.layers.0.mlp.experts.down_proj_blocks packed (MXFP4), and it cannot be merged."
+    assert "model.layers.0.mlp.experts.down_proj_scales" in str(error.why)
+
+
+def test_a_packed_weight_does_not_move_to_another_layer(bench):
+    """A packed base that meets itself gives its plain weights, and no part of a packed one."""
+    bench.write("A", extra={f"model.layers.{n}.mlp.up_proj.weight_scale": ("BF16", [12, 1]) for n in range(4)})
+    text = (
+        "merge_method: slerp\nbase_model: A\nunlisted_layers: base\nslices:\n- sources:\n"
+        "  - {model: A, layer_range: [0, 2]}\n  - {model: A, layer_range: [2, 4]}\n"
+        "parameters: {t: [{filter: FILTER, value: 1}]}"
+    )
+    assert decisions_of(bench.plan(text.replace("FILTER", "down_proj")), "up_proj") == {"keep"}
+    assert "nothing can be merged into it" in bench.refuse(text.replace("FILTER", "up_proj"), code=3).what
+
+
+def test_layers_of_a_packed_base_can_be_repeated(bench):
+    """A stack of a packed model's own layers holds every part of its packed weights, wherever it comes to stand."""
+    scales = {f"model.layers.{n}.mlp.up_proj.weight_scale": ("BF16", [12, 1]) for n in range(4)}
+    bench.write("A", extra=scales)
+    plan = bench.plan(
+        "merge_method: passthrough\nbase_model: A\nslices:\n"
+        "- sources: [{model: A, layer_range: [0, 3]}]\n- sources: [{model: A, layer_range: [1, 4]}]\n"
+    )
+    found = {each.name: each.sources[0].segments[0].tensor for each in plan.tensors if "up_proj" in each.name}
+    layers = [0, 1, 2, 1, 2, 3]
+    for ending in ("weight", "weight_scale"):
+        for place, layer in enumerate(layers):
+            name = f"model.layers.{{}}.mlp.up_proj.{ending}"
+            assert found[name.format(place)] == name.format(layer)
+
+
+def test_packed_weights_of_unknown_families_are_refused_by_their_names(bench):
+    """Where no family file says what tensors do, packed weights are found by their names, and refused alike."""
+    bench.write_unknown("A", {"h.0.w.weight": ("BF16", [2, 2]), "h.0.n.weight": ("BF16", [2])})
+    parts = {"h.0.w.qweight": ("I32", [1, 2]), "h.0.w.scales": ("F16", [1, 2]), "h.0.n.weight": ("BF16", [2])}
+    bench.write_unknown("B", parts, quantization_config={"quant_method": "awq"})
+    error = bench.refuse(SLERP + "parameters: {t: 0.5}", code=3)
+    assert error.what == "B holds h.0.w.qweight packed (AWQ), and it cannot be merged."
+    assert decisions_of(bench.plan(SLERP + "parameters: {t: [{filter: h.0.n, value: 0.5}]}"), "h.0.w") == {"keep"}
 
 
 def test_quantized_integers_are_refused_by_the_method_s_name(bench):
     """Integers in a model that says how it was quantized are weights that are packed."""
     for name in "AB":
-        bench.write_unknown(name, {"h.0.w": ("U8", [2, 2])}, quantization_config={"quant_method": "bitsandbytes"})
+        bench.write_unknown(name, {"h.0.w": ("U8", [2, 2])}, quantization_config={"quant_method": "mystery"})
     error = bench.refuse(SLERP + "parameters: {t: 0.5}", code=3)
-    assert error.why == "its weights are packed (bitsandbytes)."
+    assert error.what == "A holds h.0.w packed (mystery), and nothing can be merged into it."
     assert decisions_of(bench.plan(SLERP), "h.0.w") == {"keep"}
 
 

@@ -6,13 +6,14 @@ It is that of `architecture`, else of `base_model`, else of the first model name
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import Any
 
+from xmerge import garbage
 from xmerge.architecture.family import Family, TensorTemplate, find_family, list_families
-from xmerge.architecture.layout import Block, Loop
+from xmerge.architecture.layout import Loop
 from xmerge.architecture.quantization import PackedWeight, find_packed, find_replaced, tell_method
 from xmerge.architecture.traits import Traits
 from xmerge.checkpoints import Checkpoint, StoredTensor
@@ -73,6 +74,10 @@ class TensorSpec:
         """As the header writes it: `BF16`."""
         return self.stored.dtype
 
+    def name_in(self, layer: int) -> str:
+        """What it is called in a layer; a stranger's name may hold other braces."""
+        return self.template.replace("{layer}", str(layer))
+
 
 @dataclass(frozen=True)
 class ResolvedModel:
@@ -105,8 +110,9 @@ class ResolvedModel:
 
     @property
     def quantization(self) -> str | None:
-        """The method its weights are packed by, None for plain weights."""
-        return tell_method(self.checkpoint.config)
+        """The way its weights are packed, None for plain weights."""
+        packed = next(iter(self.packed.values()), None)
+        return packed.packing.name if packed else tell_method(self.checkpoint.config)
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -185,11 +191,12 @@ def resolve(config: MergeConfig) -> ResolvedArchitecture:
     """
     references = tuple(dict.fromkeys(list_references(config)))
     target = _choose_target(config, references)
-    locations = _label_apart([locate_model(reference, config.source.folder) for reference in references])
-    models = tuple(
-        describe_model(location, reference.override_architecture)
-        for location, reference in zip(locations, references, strict=True)
-    )
+    locations = label_apart([locate_model(reference, config.source.folder) for reference in references])
+    with garbage.left_alone():
+        models = tuple(
+            describe_model(location, reference.override_architecture)
+            for location, reference in zip(locations, references, strict=True)
+        )
     return ResolvedArchitecture(models, references, references.index(target))
 
 
@@ -249,11 +256,16 @@ def describe_checkpoint(location: Location, checkpoint: Checkpoint, found: Famil
     tied = family.is_tied(config, checkpoint.tensors)
     _refuse_impossible_size(axes, checkpoint)
     known = expect_tensors(family, axes)
-    blocks = {template.name: template.blocks(axes) for template in family.templates}
-    specs = [_specify(stored, family, known, axes, blocks, checkpoint.label) for stored in checkpoint.tensors.values()]
+    packed = _find_packed(checkpoint, config, known, tied=tied)
+    specs = [
+        _specify_packed(stored, packed[stored.name], known, family.layer_beginnings)
+        if stored.name in packed
+        else _specify(stored, family, known, checkpoint.label)
+        for stored in checkpoint.tensors.values()
+    ]
     _check_layer_count(specs, axes["layers"], checkpoint.label)
-    _check_nothing_missing(known, checkpoint, config, tied=tied)
-    return ResolvedModel(location, checkpoint, family, axes, axes["layers"], tied, tuple(specs))
+    places = _place_packed(packed, known, family.layer_beginnings)
+    return ResolvedModel(location, checkpoint, family, axes, axes["layers"], tied, tuple(specs), places)
 
 
 def _choose_target(config: MergeConfig, references: tuple[ModelReference, ...]) -> ModelReference:
@@ -268,7 +280,7 @@ def _choose_target(config: MergeConfig, references: tuple[ModelReference, ...]) 
     return config.architecture
 
 
-def _label_apart(locations: list[Location]) -> list[Location]:
+def label_apart(locations: list[Location]) -> list[Location]:
     """Number the labels of different models that would read alike."""
     seen: dict[str, int] = {}
     apart = []
@@ -293,13 +305,29 @@ def _refuse_impossible_size(axes: Mapping[str, int], checkpoint: Checkpoint) -> 
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Which line of the family file a name comes from, and for which layer and expert."""
+class Line:
+    """A line of a family file in one model, for one expert where every expert has a tensor: what all layers share."""
 
     template: TensorTemplate
+    name: str
+    """With `{layer}` in place of the layer's number."""
+    shape: tuple[int, ...]
+    role: str
+    parts: tuple[RolePart, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which line a tensor's name comes from, and for which layer."""
+
+    line: Line
     layer: int | None
     after: bool = False
-    expert: int | None = None
+
+    @property
+    def template(self) -> TensorTemplate:
+        """The line as the family file has it."""
+        return self.line.template
 
 
 Expected = dict[str, Place]
@@ -307,38 +335,42 @@ Expected = dict[str, Place]
 
 def expect_tensors(family: Family, axes: Mapping[str, int]) -> Expected:
     """Every name the family can have, in the order of the model."""
-    known: Expected = {template.name: Place(template, None) for template in family.before}
+    sections = [
+        [line for template in section for line in _number_lines(template, axes)]
+        for section in (family.before, family.layer, family.after)
+    ]
+    before, layer_lines, after = sections
+    known: Expected = {line.name: Place(line, None) for line in before}
     for layer in range(axes["layers"]):
-        for template in family.layer:
-            for number in range(axes[template.numbered]) if template.numbered else (None,):
-                known[template.name_of(layer, number)] = Place(template, layer, expert=number)
-    return known | {template.name: Place(template, None, after=True) for template in family.after}
+        known |= {line.name.replace("{layer}", str(layer)): Place(line, layer) for line in layer_lines}
+    return known | {line.name: Place(line, None, after=True) for line in after}
 
 
-def _specify(
-    stored: StoredTensor,
-    family: Family,
-    known: Expected,
-    axes: Mapping[str, int],
-    blocks: Mapping[str, Sequence[Block]],
-    label: str,
-) -> TensorSpec:
+def _number_lines(template: TensorTemplate, axes: Mapping[str, int]) -> Iterator[Line]:
+    numbers = range(axes[template.numbered]) if template.numbered else (None,)
+    blocks, shape = template.blocks(axes), template.shape(axes)
+    for number in numbers:
+        parts = tuple(
+            RolePart(role, block.offset, block.loops, block.shape, number, template.numbered or "experts")
+            for role, block in zip(template.roles, blocks, strict=True)
+        )
+        yield Line(template, template.name_of(None, number), shape, template.role, parts)
+
+
+def _specify(stored: StoredTensor, family: Family, known: Expected, label: str) -> TensorSpec:
     place = known.get(stored.name)
     if place is None:
         return _specify_by_name(stored, family.layer_beginnings)
-    template = place.template
-    if template.shape(axes) != stored.shape:
+    line = place.line
+    if line.shape != stored.shape:
         raise CheckpointError(
             f"{label} contradicts itself: {stored.name} has shape {list(stored.shape)}, and its config.json asks for "
-            f"{list(template.shape(axes))}.",
+            f"{list(line.shape)}.",
             remedy="fetch config.json and weights of one and the same revision.",
         )
-    parts = tuple(
-        RolePart(role, block.offset, block.loops, block.shape, place.expert, template.numbered or "experts")
-        for role, block in zip(template.roles, blocks[template.name], strict=True)
+    return TensorSpec(
+        stored.name, line.role, place.layer, place.after, stored, line.parts, line.name, line.template.name
     )
-    written = template.name_of(None, place.expert)
-    return TensorSpec(stored.name, template.role, place.layer, place.after, stored, parts, written, template.name)
 
 
 def _specify_by_name(stored: StoredTensor, beginnings: tuple[str, ...] = ("",)) -> TensorSpec:
@@ -346,12 +378,26 @@ def _specify_by_name(stored: StoredTensor, beginnings: tuple[str, ...] = ("",)) 
 
     The towers of a multimodal model have layers too, and they are none of the language model's.
     """
-    match = _LAYER_IN_NAME.search(stored.name) if stored.name.startswith(beginnings) else None
+    layer, template = _find_layer(stored.name, beginnings)
+    after = layer is None and stored.name in _list_names_after_layers()
+    return TensorSpec(stored.name, None, layer, after, stored, (), template, template)
+
+
+def _specify_packed(
+    stored: StoredTensor, weight: PackedWeight, known: Expected, beginnings: tuple[str, ...] = ("",)
+) -> TensorSpec:
+    """A part of a packed weight: it lies where the weight would, and is carried by its name."""
+    spec, place = _specify_by_name(stored, beginnings), known.get(weight.name)
+    after = place.after if place else weight.name in _list_names_after_layers()
+    return replace(spec, packed=weight, after_layers=spec.layer is None and after)
+
+
+def _find_layer(name: str, beginnings: tuple[str, ...]) -> tuple[int | None, str]:
+    """The layer in a name, and the name with `{layer}` in its place."""
+    match = _LAYER_IN_NAME.search(name) if name.startswith(beginnings) else None
     if match is None:
-        after = stored.name in _list_names_after_layers()
-        return TensorSpec(stored.name, None, None, after, stored, (), stored.name, stored.name)
-    template = f"{stored.name[: match.start(1)]}{{layer}}{stored.name[match.end(1) :]}"
-    return TensorSpec(stored.name, None, int(match[1]), False, stored, (), template, template)
+        return None, name
+    return int(match[1]), f"{name[: match.start(1)]}{{layer}}{name[match.end(1) :]}"
 
 
 @cache
@@ -366,13 +412,17 @@ def _list_names_after_layers() -> frozenset[str]:
 
 
 def _describe_unknown(location: Location, checkpoint: Checkpoint) -> ResolvedModel:
-    specs = tuple(_specify_by_name(stored) for stored in checkpoint.tensors.values())
+    packed = find_packed(checkpoint.config, checkpoint.tensors, checkpoint.label)
+    specs = tuple(
+        _specify_packed(stored, packed[stored.name], {}) if stored.name in packed else _specify_by_name(stored)
+        for stored in checkpoint.tensors.values()
+    )
     told = [checkpoint.config.get(key) for key in ("num_hidden_layers", "n_layer", "num_layers")]
     counted = 1 + max((spec.layer for spec in specs if spec.layer is not None), default=-1)
     layers = next((number for number in told if type(number) is int and number > 0), counted)
     _refuse_impossible_size({"layers": layers}, checkpoint)
     tied = bool(checkpoint.config.get("tie_word_embeddings", False))
-    return ResolvedModel(location, checkpoint, None, {}, layers, tied, specs)
+    return ResolvedModel(location, checkpoint, None, {}, layers, tied, specs, _place_packed(packed, {}))
 
 
 def _check_layer_count(specs: list[TensorSpec], layers: int, label: str) -> None:
@@ -384,19 +434,45 @@ def _check_layer_count(specs: list[TensorSpec], layers: int, label: str) -> None
         )
 
 
-def _check_nothing_missing(known: Expected, checkpoint: Checkpoint, config: Mapping[str, Any], *, tied: bool) -> None:
-    missing = [
-        name
-        for name, place in known.items()
-        if name not in checkpoint.tensors and place.template.exists(config, tied=tied)
-    ]
+def _find_packed(
+    checkpoint: Checkpoint, config: Mapping[str, Any], known: Expected, *, tied: bool
+) -> dict[str, PackedWeight]:
+    """The packed weights of a model of a known family, by the names of all tensors that belong to them.
+
+    Raises:
+        CheckpointError: It lacks weights, and nothing lies in their places.
+    """
+    label, said = checkpoint.label, {**config, **checkpoint.config}
+    packed = find_packed(said, checkpoint.tensors, label)
+    there = {*checkpoint.tensors, *(weight.name for weight in packed.values())}
+    missing = [name for name, place in known.items() if name not in there and place.template.exists(config, tied=tied)]
+    if missing:
+        free = [name for name in checkpoint.tensors if name not in known and name not in packed]
+        for weight in find_replaced(said, missing, free, label):
+            missing.remove(weight.name)
+            packed |= dict.fromkeys(weight.stored, weight)
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise CheckpointError(
-            f"{checkpoint.label} lacks {', '.join(missing[:3])}{more}.",
+            f"{label} lacks {', '.join(missing[:3])}{more}.",
             why=f"its config.json describes a {checkpoint.config.get('model_type')} that has them.",
             remedy="fetch the whole model again.",
         )
+    return packed
+
+
+def _place_packed(
+    packed: Mapping[str, PackedWeight], known: Expected, beginnings: tuple[str, ...] = ("",)
+) -> dict[tuple[int | None, str], PackedWeight]:
+    """(layer, role, or name with `{layer}`) -> the packed weight that is there; one of them, for experts."""
+    found: dict[tuple[int | None, str], PackedWeight] = {}
+    for weight in {weight.name: weight for weight in packed.values()}.values():
+        place = known.get(weight.name)
+        if place is not None:
+            for role in place.template.roles:
+                found.setdefault((place.layer, role), weight)
+        found[_find_layer(weight.name, beginnings)] = weight
+    return found
 
 
 def config_dtype(config: Mapping[str, Any]) -> str | None:

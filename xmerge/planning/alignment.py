@@ -25,6 +25,7 @@ from xmerge.architecture.differences import (
     WRITES_OUTPUT,
     find_input_norm,
 )
+from xmerge.architecture.quantization import PackedWeight
 from xmerge.checkpoints import StoredTensor
 from xmerge.checkpoints.headers import DTYPE_BITS
 from xmerge.planning.conversion import Piece, Turn, pair
@@ -49,6 +50,8 @@ class Misfit:
 
     reason: str
     grade: Class = "D"
+    packed: PackedWeight | None = None
+    """The packed weight that is in the way, which nothing in the configuration makes up for."""
 
 
 Fit = Source | Absent | Misfit
@@ -90,6 +93,9 @@ class Aligner:
             layer: The donor's layer; None outside the layers.
         """
         donor = self.architecture.models[index]
+        packed = self._find_packed(spec, donor, layer)
+        if packed is not None:
+            return packed
         if not spec.parts or donor.family is None:
             if donor.model_type == self.target.model_type:
                 return _align_by_name(spec, self.target, donor, index, layer)
@@ -107,6 +113,21 @@ class Aligner:
         if not self._is_alike(index) or self.folds or (donor.tied and spec.role == "output"):
             return None
         return donor.by_template.get((layer, spec.template))
+
+    def _find_packed(self, spec: TensorSpec, donor: ResolvedModel, layer: int | None) -> Misfit | None:
+        """The packed weight that a tensor is a part of, or that a donor has for it; a model's own stays as it is."""
+        if donor is self.target and layer == spec.layer:
+            return None
+        if spec.packed is not None:
+            told = f"{self.target.label} holds {spec.template} packed ({spec.packed.packing.name})"
+            return Misfit(told, "E", spec.packed)
+        roles = ["token_embd" if part.role == "output" and donor.tied else part.role for part in spec.parts]
+        for key in roles if spec.parts and donor.family else [*roles, spec.template]:
+            weight = donor.packed.get((layer, key))
+            if weight is not None:
+                told = f"{donor.label} holds {spec.role or spec.template} packed ({weight.packing.name})"
+                return Misfit(told, "E", weight)
+        return None
 
     def _convert(
         self, spec: TensorSpec, donor: ResolvedModel, index: int, layer: int | None, differences: Sequence[Difference]

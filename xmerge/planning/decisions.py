@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from xmerge.architecture import Class, ResolvedArchitecture
+from xmerge.architecture.quantization import PackedWeight, refuse_packed
 from xmerge.checkpoints import MERGEABLE_DTYPES
 from xmerge.config import MergeConfig
 from xmerge.config.source import Path
@@ -129,7 +130,7 @@ class Decider:
             sources.append(fit)
         if known == (1.0,):
             return self._pass_one(case, active[0], sources[0])
-        stays = self._why_not_numbers(sources)
+        stays = self._why_not_numbers(case, sources)
         if stays:
             return self._keep(case, stays)
         base = active.index(case.keeper) if case.keeper in active else None
@@ -150,6 +151,8 @@ class Decider:
             ) from None
 
     def _keep_misfit(self, case: _Case, fit: Misfit) -> TensorPlan:
+        if fit.packed is not None:
+            raise self._refuse_packed(case, fit.packed)
         if self.config.on_mismatch == "error":
             self.misfits.append(Fault(case.slot.name, fit.reason, _find_place(case.slot.layer), fit.grade))
         return self._keep(case, f"{MISFIT} (class {fit.grade}): {fit.reason}")
@@ -158,7 +161,7 @@ class Decider:
         """The method leaves one input as it is."""
         if number == case.keeper:
             return self._keep(case, "its parameters leave it as it is")
-        stays = self._why_not_numbers([source]) if _needs_cast(case.slot, source) else None
+        stays = self._why_not_numbers(case, [source]) if _needs_cast(case.slot, source) else None
         if stays:
             return self._keep(case, stays)
         return self._pass(case, "copy", f"its parameters make it {case.offers[number].label}'s", source)
@@ -179,22 +182,16 @@ class Decider:
         reasons = [offer.fit.reason for offer in case.offers if isinstance(offer.fit, Absent | Misfit)]
         return "; ".join(reasons) or f"{case.offers[0].label}'s cannot be converted to {case.slot.dtype}"
 
-    def _why_not_numbers(self, sources: Sequence[Source]) -> str | None:
+    def _why_not_numbers(self, case: _Case, sources: Sequence[Source]) -> str | None:
         """Why a tensor of numbers that are no weights stays as it is; packed weights are refused."""
-        for source in sources:
-            found = _find_uncombinable(source)
-            if found is None:
-                continue
-            tensor, dtype = found
-            model = self.architecture.models[source.model]
-            if model.quantization or dtype.startswith("F"):
-                raise CheckpointError(
-                    f"{model.label} holds {tensor} as {dtype}, which cannot be merged.",
-                    why=f"its weights are packed ({model.quantization or dtype}).",
-                    remedy="merge a checkpoint in bfloat16, float16 or float32, and pack the result.",
-                )
-            return f"{dtype} numbers are not weights to combine"
-        return None
+        if case.slot.spec.packed is not None:
+            raise self._refuse_packed(case, case.slot.spec.packed)
+        found = next(filter(None, map(_find_uncombinable, sources)), None)
+        return f"{found[1]} numbers are not weights to combine" if found else None
+
+    def _refuse_packed(self, case: _Case, weight: PackedWeight) -> CheckpointError:
+        where = self.config.source.locate(*_find_place(case.slot.layer))
+        return refuse_packed(weight, into=weight is case.slot.spec.packed, where=where)
 
     def _pass(self, case: _Case, decision: Decision, reason: str, source: Source) -> TensorPlan:
         """One tensor through: its bytes, or its numbers where dtype or convention differ."""

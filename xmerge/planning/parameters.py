@@ -168,7 +168,7 @@ def _list_names(slot: Slot, offer: Offer) -> dict[str, list[str]]:
     That is its own name; and the output's too where the two families name the same thing differently.
     """
     layer = offer.input.layer
-    own = slot.name if layer is None else slot.spec.template.format(layer=layer)
+    own = slot.name if layer is None else slot.spec.name_in(layer)
     if not isinstance(offer.fit, Source):
         return {own: [own]}
     given = dict.fromkeys(segment.tensor for segment in offer.fit.segments)

@@ -41,8 +41,10 @@ def list_slots(target: ResolvedModel, layer: OutputLayer, written_dtype: str | N
     for spec in target.by_layer.get(layer.template_layer, ()):
         if (layer.index is None and spec.after_layers != layer.after_layers) or is_stray_head(spec, target):
             continue
-        name = spec.name if layer.index is None else spec.template.format(layer=layer.index)
-        dtype = dtype_of(written_dtype) if written_dtype and spec.dtype in MERGEABLE_DTYPES else spec.dtype
+        name = spec.name if layer.index is None else spec.name_in(layer.index)
+        # The scales of packed weights are as exact as the program that packed them made them.
+        plain = spec.dtype in MERGEABLE_DTYPES and spec.packed is None
+        dtype = dtype_of(written_dtype) if written_dtype and plain else spec.dtype
         found.append(Slot(name, spec, layer, dtype))
     yield from sorted(found, key=lambda slot: slot.name)
 

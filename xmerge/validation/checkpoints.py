@@ -24,7 +24,7 @@ from xmerge.validation.checks import (
     check_vocabulary,
 )
 from xmerge.validation.findings import Finding, ValidationReport, join_reports
-from xmerge.validation.trial import AS_ASKED, skip_loading, try_loading
+from xmerge.validation.trial import AS_ASKED, PACKED, skip_loading, try_loading
 
 
 def verify(folder: Path, base: ResolvedModel | None = None, *, trial: bool = True) -> ValidationReport:
@@ -54,6 +54,7 @@ def verify(folder: Path, base: ResolvedModel | None = None, *, trial: bool = Tru
     tensors = checkpoint.tensors.values()
     facts = (
         ("family", model.kind if model.family else f"{model.kind} (no family file: names are not judged)"),
+        *([("packed", f"{model.quantization}: names are not judged")] if model.packed else []),
         ("tensors", str(len(tensors))),
         ("layers", str(model.layers)),
         ("bytes", f"{sum(tensor.nbytes for tensor in tensors):,}"),
@@ -61,7 +62,9 @@ def verify(folder: Path, base: ResolvedModel | None = None, *, trial: bool = Tru
     report = ValidationReport(findings=tuple(findings), facts=facts)
     if not report.ok:
         return report
-    return join_reports([report, try_loading(folder) if trial else skip_loading(AS_ASKED)])
+    skipped = PACKED.format(model.quantization) if trial and model.quantization else AS_ASKED
+    trying = try_loading(folder) if trial and not model.quantization else skip_loading(skipped)
+    return join_reports([report, trying])
 
 
 def _report_damage(error: CheckpointError) -> ValidationReport:
@@ -81,7 +84,7 @@ def _report_contradictions(folder: Path, checkpoint: Checkpoint, error: Checkpoi
     except CheckpointError as fault:
         finding = Finding(code="config", text=str(fault), remedy=fault.remedy or "complete config.json.")
         return ValidationReport(findings=(finding,), facts=())
-    tied = family.is_tied(config)
+    tied = family.is_tied(config, checkpoint.tensors)
     findings = (
         *check_family(checkpoint, family, axes, tied=tied),
         *check_head(checkpoint, family, tied=tied),
@@ -101,7 +104,7 @@ def _check_model(folder: Path, model: ResolvedModel, base: ResolvedModel | None)
     yield from check_layers(model, model.layers)
     if base is not None:
         yield from check_tensors(expect_from_base(base, model.layers), model.checkpoint, f"{base.kind} ({base.label})")
-    elif model.family is not None:
+    elif model.family is not None and not model.packed:
         yield from check_family(model.checkpoint, model.family, model.axes, tied=model.tied)
 
 
@@ -112,7 +115,7 @@ def expect_from_base(base: ResolvedModel, layers: int) -> Expected:
         expected[spec.name] = (spec.shape, None)
     for layer in range(layers):
         for spec in base.by_layer.get(min(layer, base.layers - 1), ()):
-            expected[spec.template.format(layer=layer)] = (spec.shape, None)
+            expected[spec.name_in(layer)] = (spec.shape, None)
     return expected
 
 

@@ -21,7 +21,7 @@ from xmerge.validation.checks import (
     check_vocabulary,
 )
 from xmerge.validation.findings import Finding, ValidationReport, join_reports
-from xmerge.validation.trial import AS_ASKED, skip_loading, try_loading
+from xmerge.validation.trial import AS_ASKED, PACKED, skip_loading, try_loading
 
 if TYPE_CHECKING:
     from xmerge.engine.results import LayerResult
@@ -70,7 +70,9 @@ def validate(staged: Path, plan: MergePlan, results: Sequence[LayerResult], *, t
     if not report.ok:
         return report
     carried = {tensor.name for tensor in plan.tensors if tensor.role is None}
-    return join_reports([report, try_loading(staged, carried) if trial else skip_loading(AS_ASKED)])
+    skipped = PACKED.format(model.quantization) if trial and model.quantization else AS_ASKED
+    trying = try_loading(staged, carried) if trial and not model.quantization else skip_loading(skipped)
+    return join_reports([report, trying])
 
 
 def _check_names(staged: Path, expected: Expected, owner: str) -> Iterator[Finding]:

@@ -18,6 +18,7 @@ from xmerge.validation.findings import Finding, ValidationReport
 LARGEST_BYTES = 4 * 2**30
 SECONDS_BETWEEN_LOOKS = 0.1
 AS_ASKED = "skipped as asked"
+PACKED = "its weights are packed ({}), and only the program that packed them reads them"
 FACT = "loaded with transformers"
 PROGRAM = Path(__file__).with_name("load.py")
 
