@@ -50,7 +50,7 @@ def test_in_a_fused_tensor_only_the_rows_of_q_are_scaled(bench):
 
 
 def test_the_gain_of_the_input_norm_goes_into_what_reads_it(bench):
-    """q, k, v and the feed-forward's input get the ratio of the two norms' gains along the hidden axis, nothing else."""
+    """q, k, v and the feed-forward's input get the ratio of the two norms' gains, and nothing else does."""
     bench.write("A")
     bench.write("B", "gemma")
     plan = bench.plan(SLERP + "folds: [input_norm]")

@@ -79,7 +79,6 @@ def test_queries_are_rescaled_by_a_base_that_normalizes_them(bench):
             {"rope_scaling": {"type": "llama3", "factor": 32.0}},
             "for: theta 10000, llama3 scaling by 8.0 in A, theta 10000, llama3 scaling by 32.0 in B.",
         ),
-        ({"partial_rotary_factor": 0.5}, {}, "positions turn of each head 2 of 4 numbers in A, 4 of 4 numbers in B."),
     ],
 )
 def test_positions_that_turn_q_and_k_otherwise_are_told(bench, ours, theirs, told):
