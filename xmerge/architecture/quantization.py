@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from xmerge.checkpoints import MERGEABLE_DTYPES, StoredTensor
@@ -38,13 +40,14 @@ class Packing(Value):
     """Why its numbers are none to combine."""
     remedy: str = _UNPACKED
 
-    @property
+    @cached_property
     def endings(self) -> tuple[str, ...]:
         """The endings of every tensor that holds a part of a weight, or says what it means."""
         return (*([self.mark] if self.mark else []), *self.beside)
 
 
-class PackedWeight(Value):
+@dataclass(frozen=True, slots=True)
+class PackedWeight:
     """A weight that a checkpoint does not hold as plain numbers."""
 
     model: str
@@ -370,8 +373,7 @@ def _belongs(mark: str, weight: str, tensors: Mapping[str, StoredTensor]) -> boo
     if mark.startswith("_") and weight in tensors and weight.endswith(".weight"):
         return True
     packing = next(each for each in PACKINGS if each.mark == mark)
-    names = [weight, *(_name_part(weight, ending) for ending in packing.beside)]
-    return any(name in tensors and tensors[name].dtype not in MERGEABLE_DTYPES for name in names)
+    return any(tensors[name].dtype not in MERGEABLE_DTYPES for name in _list_parts(weight, (packing,), tensors))
 
 
 def _is_no_weight(stored: StoredTensor, told: Packing | None) -> bool:
@@ -380,9 +382,10 @@ def _is_no_weight(stored: StoredTensor, told: Packing | None) -> bool:
     return told is not None or stored.dtype.startswith("F") or stored.name.endswith(".weight")
 
 
-def _list_parts(weight: str, packings: Sequence[Packing], tensors: Mapping[str, StoredTensor]) -> Iterator[str]:
-    names = dict.fromkeys(_name_part(weight, ending) for packing in packings for ending in packing.endings)
-    yield from (name for name in (weight, *names) if name in tensors)
+def _list_parts(weight: str, packings: Sequence[Packing], tensors: Mapping[str, StoredTensor]) -> list[str]:
+    stem = weight.removesuffix(".weight")
+    names = [f"{weight if ending[0] == '_' else stem}{ending}" for packing in packings for ending in packing.endings]
+    return [name for name in dict.fromkeys((weight, *names)) if name in tensors]
 
 
 def _gather(
@@ -394,18 +397,14 @@ def _gather(
     weights = {}
     for weight, names in held.items():
         # The numbers are the largest of them.
-        ordered = sorted(names, key=lambda name: (-tensors[name].nbytes, name))
-        weights[weight] = PackedWeight(model=label, packing=found[weight], name=weight, stored=tuple(ordered))
+        names.sort(key=lambda name: (-tensors[name].nbytes, name))
+        weights[weight] = PackedWeight(model=label, packing=found[weight], name=weight, stored=tuple(names))
     return {part: weights[weight] for part, weight in parts.items()}
 
 
 def _name_weight(name: str, ending: str) -> str:
     stem = name[: -len(ending)]
     return stem if ending.startswith("_") else f"{stem}.weight"
-
-
-def _name_part(weight: str, ending: str) -> str:
-    return f"{weight}{ending}" if ending.startswith("_") else f"{weight.removesuffix('.weight')}{ending}"
 
 
 def _shorten(value: object) -> str:
