@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fake_checkpoints import write_headers
-from xmerge.planning import PLAN_COLUMNS, draw_plan, summarize_plan
+from xmerge.planning import PLAN_COLUMNS, draw_plan, summarize_plan, tell_layer_map
 from xmerge.planning.table import show_bytes, show_ranges
 
 SLERP = "merge_method: slerp\nbase_model: A\nmodels: [{model: A}, {model: B}]\n"
@@ -153,3 +153,14 @@ def test_values_that_read_alike_are_one(bench):
     recipe = "merge_method: slerp\nbase_model: base\nmodels: [{model: base}, {model: donor}]\n"
     plan = bench.plan(recipe + "parameters: {t: [0.2, 0.2000001]}\n")
     assert {row[4] for row in draw_plan(plan) if row[0] == "attn_q"} == {"slerp t=0.2"}
+
+
+def test_the_layer_map_is_told_in_runs_where_layers_of_other_numbers_meet(bench):
+    """Layers that meet at one distance are one run; a model whose layers meet their like is not mentioned."""
+    bench.write("A")
+    bench.write("B", num_hidden_layers=6)
+    bench.write("C")
+    text = "merge_method: linear\nmodels: [{model: A}, {model: B}, {model: C}]\nparameters: {weight: 1}\n"
+    assert list(tell_layer_map(bench.plan(text + "layer_map: proportional"))) == ["B: 0 <- 0, 1 <- 2, 2 <- 3, 3 <- 5"]
+    pairs = text + "layer_map: [[0, 1], [1, 2], [3, 3]]"
+    assert list(tell_layer_map(bench.plan(pairs)))[0] == "B: 0-1 <- 1-2, 3 <- 3"

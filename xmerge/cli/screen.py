@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 from typing_extensions import override
 
-from xmerge.planning import PLAN_COLUMNS, MergePlan, draw_plan, summarize_plan
+from xmerge.planning import PLAN_COLUMNS, MergePlan, draw_plan, summarize_plan, tell_layer_map
 from xmerge.planning.table import show_bytes
 from xmerge.validation.findings import ValidationReport, count
 
@@ -41,6 +41,8 @@ def print_plan(plan: MergePlan) -> None:
         table.add_row(*map(escape, row), style=COLORS.get(row[4].split()[0], "green"))
     console.print(table)
     console.print()
+    for meeting in tell_layer_map(plan):
+        console.print(f"[cyan]layers[/cyan] of {escape(meeting)}")
     for model in plan.models:
         if model.dropped:
             console.print(f"[yellow]dropped[/yellow] from {escape(model.label)}: {escape(', '.join(model.dropped))}")

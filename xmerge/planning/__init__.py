@@ -3,7 +3,7 @@
 from xmerge.planning.mapping import map_slices
 from xmerge.planning.packing import pack_layers
 from xmerge.planning.plan import ENGINE_VERSION, LayerPlan, MergePlan, PlannedModel, Segment, Source, TensorPlan
-from xmerge.planning.table import PLAN_COLUMNS, draw_plan, summarize_plan
+from xmerge.planning.table import PLAN_COLUMNS, draw_plan, summarize_plan, tell_layer_map
 
 __all__ = [
     "ENGINE_VERSION",
@@ -18,4 +18,5 @@ __all__ = [
     "map_slices",
     "pack_layers",
     "summarize_plan",
+    "tell_layer_map",
 ]

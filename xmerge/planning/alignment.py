@@ -134,6 +134,7 @@ class Aligner:
     ) -> Fit:
         segments: list[Segment] = []
         steps: list[str] = []
+        folded: list[str] = []
         for part in spec.parts:
             held = _find_parts(donor, layer, part)
             if not held:
@@ -142,10 +143,13 @@ class Aligner:
             pieces = self._pair(part, held, turn, donor)
             if isinstance(pieces, Misfit):
                 return pieces
-            scale = self._scale(part.role, donor)
+            fold, scale = self._scale(part.role, donor)
             for piece in pieces:
                 segments = _append(segments, _cut(piece, held[piece.number][0], scale))
-            steps += [*_tell_steps(spec, part, held, turn), *([f"times {scale:.6g}"] if scale != 1.0 else [])]
+            steps += _tell_steps(spec, part, held, turn)
+            if scale != 1.0:
+                steps.append(f"times {scale:.6g}")
+                folded.append(fold)
         gain = self._fold_gain(spec, donor, layer)
         if isinstance(gain, Misfit):
             return gain
@@ -154,7 +158,9 @@ class Aligner:
             steps.append(f"norm gain {donor.family.norm_gain} -> {self.target.family.norm_gain}")
         if gain is not None:
             steps.append("gain of its input norm folded in")
-        return self._source(donor, index, segments, differences, steps, shift, gain)
+            folded.append(INPUT_NORM)
+        source = self._source(donor, index, segments, differences, steps, shift, gain)
+        return source.model_copy(update={"folds": tuple(folded)}) if isinstance(source, Source) else source
 
     def _source(
         self,
@@ -225,13 +231,13 @@ class Aligner:
         assert interleaved.traits is not None
         return Turn(ours, theirs, interleaved.traits.rotary)
 
-    def _scale(self, role: str, donor: ResolvedModel) -> float:
-        """What a donor's numbers are multiplied by to make up for a scale of its config.json."""
-        weight = role.removesuffix("_bias").removesuffix("_exps")
-        fold = SOFTMAX_SCALE if weight == "attn_q" else RESIDUAL_SCALE if weight in WRITES_OUTPUT else None
-        if fold is None or fold not in self.folds or donor is self.target or not donor.traits or not self.target.traits:
-            return 1.0
-        return float(donor.traits.tell(fold)) / float(self.target.traits.tell(fold))
+    def _scale(self, role: str, donor: ResolvedModel) -> tuple[str, float]:
+        """What a donor's numbers are multiplied by to make up for a scale of its config.json, and the fold's name."""
+        weight = role.removesuffix("_bias").removesuffix("_exps").removesuffix("_shexp")
+        fold = SOFTMAX_SCALE if weight == "attn_q" else RESIDUAL_SCALE if weight in WRITES_OUTPUT else ""
+        if fold not in self.folds or donor is self.target or not donor.traits or not self.target.traits:
+            return fold, 1.0
+        return fold, float(donor.traits.tell(fold)) / float(self.target.traits.tell(fold))
 
     def _fold_gain(self, spec: TensorSpec, donor: ResolvedModel, layer: int | None) -> Gain | Misfit | None:
         """The gains of the norms that a matrix reads from, where `input_norm` is folded."""
@@ -341,7 +347,7 @@ def _tell_absent(role: str, donor: ResolvedModel, layer: int | None) -> Absent |
         for at, other in donor.by_role
         if at == layer and other.startswith(prefix) and not other.endswith(SIDE_ROLES)
     )
-    where = "" if layer is None else f" in its layer {layer}"
+    where = f" in its layer {layer}" if role in donor.roles else ""
     return Misfit(f"{told}{where}; it works with {', '.join(instead) if instead else 'nothing of the kind'}", "E")
 
 

@@ -79,6 +79,8 @@ class Source(Value):
     gain: Gain | None = None
     steps: tuple[str, ...] = ()
     """The conversions, in words."""
+    folds: tuple[str, ...] = ()
+    """The folds of the configuration that change its numbers."""
     fit: Class = "A"
     """How well it fits where it goes."""
     notes: tuple[str, ...] = ()
@@ -183,7 +185,9 @@ _WORDS: Any = {
         "__all__": {
             **dict.fromkeys(("role", "component", "reason", "dropped"), True),
             "lost_biases": {"__all__": {"model"}},
-            "sources": {"__all__": {"model": True, "steps": True, "fit": True, "notes": True, "gain": {"base_model"}}},
+            "sources": {
+                "__all__": {**dict.fromkeys(("model", "steps", "folds", "fit", "notes"), True), "gain": {"base_model"}}
+            },
         }
     },
 }

@@ -50,6 +50,19 @@ def summarize_plan(plan: MergePlan) -> list[tuple[str, str]]:
     ]
 
 
+def tell_layer_map(plan: MergePlan) -> Iterator[str]:
+    """Which layers of each model meet which of the output, where they are not the same: `B: 0-1 <- 0-1, 2-3 <- 3-4`."""
+    for index, model in enumerate(plan.models):
+        met = [(layer, row[index]) for layer, row in enumerate(plan.layer_map) if row[index] is not None]
+        if all(layer == other for layer, other in met):
+            continue
+        runs = [list(run) for _, run in groupby(met, key=lambda pair: (pair[1] or 0) - pair[0])]
+        told = ", ".join(
+            f"{show_ranges(layer for layer, _ in run)} <- {show_ranges(other or 0 for _, other in run)}" for run in runs
+        )
+        yield f"{model.label}: {told}"
+
+
 def show_bytes(count: float) -> str:
     """`1.5 GB`: three figures and a decimal unit."""
     for unit in UNITS[:-1]:

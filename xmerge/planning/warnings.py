@@ -60,6 +60,7 @@ def list_warnings(
         *_warn_of_stray_heads(architecture),
         *_warn_of_differences(architecture, layers),
         *_warn_of_idle_keys(config),
+        *_warn_of_idle_folds(config, tensors),
         *_warn_of_idle_parameters(config, layout, method),
         *_warn_of_kept_misfits(tensors),
         *_warn_of_hidden_entries(config, layout),
@@ -128,6 +129,14 @@ def _warn_of_idle_keys(config: MergeConfig) -> Iterator[str]:
     for key, idle, where in (("layer_map", slices, "slices"), ("unlisted_layers", not slices, "models")):
         if idle and getattr(config, key) != type(config).model_fields[key].default:
             yield f"{config.source.locate(key)}: '{key}' has no effect with '{where}'."
+
+
+def _warn_of_idle_folds(config: MergeConfig, tensors: Sequence[TensorPlan]) -> Iterator[str]:
+    folded = {fold for tensor in tensors for source in tensor.sources for fold in source.folds}
+    for index, fold in enumerate(config.folds):
+        if fold not in folded:
+            place = config.source.locate("folds", index)
+            yield f"{place}: '{fold}' has no effect: nothing that is merged differs in it."
 
 
 def _warn_of_idle_parameters(config: MergeConfig, layout: Sequence[OutputLayer], method: MergeMethod) -> Iterator[str]:
