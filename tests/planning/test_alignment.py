@@ -39,7 +39,7 @@ def test_equal_shapes_with_other_heads_do_not_fit(bench, ours, theirs, part, don
     bench.write("B", donor, **theirs)
     error = bench.refuse(SLERP + "parameters: {t: 0.5}")
     assert error.why is not None
-    assert f"\n    {part}: A has [" in error.why
+    assert f"\n    class E, refused: {part}: A has [" in error.why
     axis = "heads" if part in ("attn_q", "attn_output") else "kv_heads"
     key = "num_attention_heads" if axis == "heads" else "num_key_value_heads"
     line = next(line for line in error.why.splitlines() if f" {part}:" in line)
@@ -54,16 +54,19 @@ def test_every_misfit_is_told_once_with_both_shapes(bench):
     error = bench.refuse(SLERP + "parameters:\n  t: 0.5")
     assert error.what == "14 tensors of the output cannot be merged as asked, model.embed_tokens.weight first."
     assert error.where == "recipe.yml, line 4: parameters"
-    assert error.why == (
-        "the models' shapes differ:"
-        "\n    token_embd: A has [32, 8] (vocab 32, hidden 8), B has [50, 8] (vocab 50, hidden 8) (tensors: 1)"
-        "\n    ffn_down: A has [8, 12] (hidden 8, ffn 12), B has [8, 20] (hidden 8, ffn 20) (tensors: 4)"
-        "\n    ffn_gate: A has [12, 8] (ffn 12, hidden 8), B has [20, 8] (ffn 20, hidden 8) (tensors: 4)"
-        "\n    ffn_up: A has [12, 8] (ffn 12, hidden 8), B has [20, 8] (ffn 20, hidden 8) (tensors: 4)"
-        "\n    output: A has [32, 8] (vocab 32, hidden 8), B has [50, 8] (vocab 50, hidden 8) (tensors: 1)"
-    )
+    assert str(error.why).splitlines() == ["the models' shapes differ:"] + [
+        f"    class D, needs a bridge: {told}"
+        for told in (
+            "token_embd: A has [32, 8] (vocab 32, hidden 8), B has [50, 8] (vocab 50, hidden 8) (tensors: 1)",
+            "ffn_down: A has [8, 12] (hidden 8, ffn 12), B has [8, 20] (hidden 8, ffn 20) (tensors: 4)",
+            "ffn_gate: A has [12, 8] (ffn 12, hidden 8), B has [20, 8] (ffn 20, hidden 8) (tensors: 4)",
+            "ffn_up: A has [12, 8] (ffn 12, hidden 8), B has [20, 8] (ffn 20, hidden 8) (tensors: 4)",
+            "output: A has [32, 8] (vocab 32, hidden 8), B has [50, 8] (vocab 50, hidden 8) (tensors: 1)",
+        )
+    ]
     assert error.remedy == (
-        "filter the parameters to components that fit, or set 'on_mismatch: base' to keep the base's there."
+        "filter the parameters to what fits (self_attn.k_proj, self_attn.o_proj, self_attn.q_proj, self_attn.v_proj), "
+        "or set 'on_mismatch: base' to keep the base's there."
     )
 
 

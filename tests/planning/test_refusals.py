@@ -29,6 +29,28 @@ def tokenized(bench):
     return bench
 
 
+def test_a_misfit_is_refused_with_its_class_and_two_ways_out(bench):
+    """A refusal says how far each misfit is from fitting, which filters choose what fits, and what keeps the base's."""
+    bench.write("A", num_attention_heads=8, head_dim=2)
+    bench.write("B", num_key_value_heads=1, intermediate_size=20)
+    error = bench.refuse(SLERP + "parameters: {t: [{filter: proj, value: 0.5}]}")
+    assert error.where == "recipe.yml, line 6: parameters"
+    told = str(error.why).splitlines()
+    assert told[0] == "the models' tensors do not do the same:"
+    assert {line.split(":")[0].strip() for line in told[1:]} == {"class D, needs a bridge", "class E, refused"}
+    assert error.remedy == (
+        "choose another donor, because no matrix in the layers of B fits (`xmerge compat` says what crosses between "
+        "two models), or set 'on_mismatch: base' to keep the base's there."
+    )
+    bench.write("C", intermediate_size=20)
+    error = bench.refuse(SLERP.replace("B", "C").replace("A", "B") + "parameters: {t: 0.5}")
+    assert str(error.why).startswith("the models' shapes differ:\n    class D, needs a bridge: ")
+    assert error.remedy == (
+        "filter the parameters to what fits (mlp.down_proj, mlp.gate_proj, mlp.up_proj, self_attn.o_proj, "
+        "self_attn.q_proj), or set 'on_mismatch: base' to keep the base's there."
+    )
+
+
 def test_unknown_families_do_not_mix(bench):
     """What an unknown model's tensors do is unknown; the refusal names both kinds and the line of the other model."""
     bench.write("A")

@@ -74,6 +74,12 @@ class TensorSpec:
         """As the header writes it: `BF16`."""
         return self.stored.dtype
 
+    @property
+    def filter(self) -> str:
+        """The part of its name that chooses it in every layer, its bias with it."""
+        tail = self.line.rpartition("{layer}.")[2].partition("{")[0].rstrip(".")
+        return tail.removesuffix(".weight")
+
     def name_in(self, layer: int) -> str:
         """What it is called in a layer; a stranger's name may hold other braces."""
         return self.template.replace("{layer}", str(layer))
@@ -147,8 +153,7 @@ class ResolvedModel:
         held = next((held for (_, each), held in self.by_role.items() if each == role), None)
         if held is None or len(held[0][0].parts) > 1:
             return None
-        tail = held[0][0].line.rpartition("{layer}.")[2].partition("{")[0].rstrip(".")
-        return tail.removesuffix(".weight")
+        return held[0][0].filter
 
     @cached_property
     def by_template(self) -> Mapping[tuple[int | None, str], TensorSpec]:

@@ -13,7 +13,7 @@ from xmerge.config.source import Path
 from xmerge.errors import CheckpointError, PlanError
 from xmerge.methods import MergeMethod, find_method
 from xmerge.methods.contract import Gram, GramUnknownError
-from xmerge.planning.alignment import Absent, Aligner, Misfit, Offer, find_lost_biases
+from xmerge.planning.alignment import SIDE_ROLES, Absent, Aligner, Misfit, Offer, find_lost_biases
 from xmerge.planning.parameters import ParameterReader, Values
 from xmerge.planning.plan import MISFIT, Decision, LostBias, Source, TensorPlan
 from xmerge.planning.slices import OutputLayer, walk_paths
@@ -48,6 +48,8 @@ class Decider:
     """What was asked to be merged and does not fit."""
     gaps: list[Fault] = field(default_factory=list)
     """What no model that meets there can fill."""
+    _fits: dict[str, bool] = field(default_factory=dict)
+    """Filter -> whether every donor has something that fits wherever it chooses a matrix of a layer."""
 
     def __post_init__(self) -> None:
         ignore_heads = self.config.on_different_heads == "merge"
@@ -56,6 +58,7 @@ class Decider:
     def decide(self, slot: Slot) -> TensorPlan:
         """Everything about one tensor of the output."""
         offers = [self._ask(slot, number) for number in range(len(slot.layer.inputs))]
+        self._note_fits(slot, offers)
         keeper = self._choose_keeper(slot, offers)
         case = _Case(slot, offers, keeper)
         if not slot.layer.merged:
@@ -69,6 +72,18 @@ class Decider:
         taking = self._choose_inputs(case, values)
         stays = self._why_base_stays(case, values, taking)
         return self._keep(case, stays) if stays else self._combine(case, taking, values)
+
+    def list_fitting(self) -> list[str]:
+        """The filters that choose matrices for which every donor has something that fits."""
+        return [each for each, fits in self._fits.items() if fits]
+
+    def _note_fits(self, slot: Slot, offers: Sequence[Offer]) -> None:
+        if slot.layer.index is None or not slot.spec.parts or slot.spec.parts[0].role.endswith(SIDE_ROLES):
+            return
+        donors = [each.fit for each in offers if each.input.model != self.architecture.target_index]
+        if donors:
+            fits = all(isinstance(fit, Source) for fit in donors)
+            self._fits[slot.spec.filter] = fits and self._fits.get(slot.spec.filter, True)
 
     def _ask(self, slot: Slot, number: int) -> Offer:
         each = slot.layer.inputs[number]

@@ -72,7 +72,7 @@ def _decide(
         for layer in layout
     )
     reader.refuse_unmatched(config, [tensor for layer in layers for tensor in layer.tensors])
-    refuse_misfits(config, decider.misfits)
+    refuse_misfits(config, architecture, decider.misfits, decider.list_fitting())
     reader.refuse_silent_models(config, architecture, layout)
     refuse_gaps(config, architecture, decider.gaps)
     return layers

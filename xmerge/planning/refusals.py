@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from xmerge.architecture import ResolvedArchitecture, ResolvedModel
+from xmerge.architecture.differences import CLASS_NAMES
 from xmerge.checkpoints.checkpoint import read_json_object
 from xmerge.config import MergeConfig, ModelReference, ModuleDefinition, TokenizerConfig
 from xmerge.config.source import Path
@@ -53,19 +54,40 @@ def refuse_strangers(target: ResolvedModel, model: ResolvedModel, where: str | N
     )
 
 
-def refuse_misfits(config: MergeConfig, misfits: Sequence[Fault]) -> None:
+def refuse_misfits(
+    config: MergeConfig, architecture: ResolvedArchitecture, misfits: Sequence[Fault], fitting: Sequence[str]
+) -> None:
     """Refuse what was asked to be merged and does not fit, all of it at once.
 
+    Args:
+        config: What asks for it.
+        architecture: The models.
+        misfits: What does not fit.
+        fitting: The filters for what does.
+
     Raises:
-        PlanError: Lists every misfit once, with both shapes.
+        PlanError: Lists every misfit once, with its class and what each model has.
     """
-    if misfits:
-        raise PlanError(
-            f"{_count(misfits)} cannot be merged as asked, {misfits[0].tensor} first.",
-            where=config.source.locate(*misfits[0].where),
-            why=f"the models' shapes differ:{_list_reasons(misfits)}",
-            remedy="filter the parameters to components that fit, or set 'on_mismatch: base' to keep the base's there.",
-        )
+    if not misfits:
+        return
+    told = [
+        Fault(each.tensor, f"class {each.grade}, {CLASS_NAMES[each.grade]}: {each.reason}", each.where)
+        for each in misfits
+    ]
+    differ = "shapes differ" if all(each.grade == "D" for each in misfits) else "tensors do not do the same"
+    donors = [model.label for model in architecture.models if model is not architecture.target]
+    way_out = (
+        f"filter the parameters to what fits ({', '.join(fitting)})"
+        if fitting
+        else f"choose another donor, because no matrix in the layers of {' and '.join(donors)} fits (`xmerge compat` "
+        "says what crosses between two models)"
+    )
+    raise PlanError(
+        f"{_count(misfits)} cannot be merged as asked, {misfits[0].tensor} first.",
+        where=config.source.locate(*misfits[0].where),
+        why=f"the models' {differ}:{_list_reasons(told)}",
+        remedy=f"{way_out}, or set 'on_mismatch: base' to keep the base's there.",
+    )
 
 
 def refuse_gaps(config: MergeConfig, architecture: ResolvedArchitecture, gaps: Sequence[Fault]) -> None:
@@ -166,5 +188,7 @@ def _read_vocabulary(model: ResolvedModel) -> Any:
         return None
     data = read_json_object(path, f"{model.label}/tokenizer.json")
     tokens = data.get("model")
-    added = [(each.get("id"), each.get("content")) for each in data.get("added_tokens") or [] if isinstance(each, dict)]
-    return (tokens.get("vocab") if isinstance(tokens, dict) else None, added)
+    listed = data.get("added_tokens")
+    added = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
+    vocabulary = tokens.get("vocab") if isinstance(tokens, dict) else None
+    return vocabulary, [(each.get("id"), each.get("content")) for each in added]
