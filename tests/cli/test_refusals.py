@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +20,25 @@ models:
 - model: donor
 parameters:
   t: 0.5
+"""
+ACROSS = """\
+merge_method: slerp
+base_model: Llama-3-8B
+unlisted_layers: base
+slices:
+- sources:
+  - model: Llama-3-8B
+    layer_range: [5, 6]
+  - model: Qwen2.5-7B
+    layer_range: [10, 11]
+  parameters:
+    t:
+    - filter: mlp.gate_proj.weight
+      value: 0.5
+    - filter: mlp.up_proj.weight
+      value: 0.5
+    - filter: mlp.down_proj.weight
+      value: 0.5
 """
 SLICES = """\
 merge_method: slerp
@@ -189,3 +211,72 @@ def test_a_configuration_that_cannot_be_read_again_is_refused(place, xmerge):
     said = xmerge("merge", "recipe.yml", "out", "--direct")
     assert said.exit_code == 2
     assert "save the configuration to a file" in said.err
+
+
+@pytest.fixture
+def published(tmp_path: Path, monkeypatch) -> Path:
+    """Headers of the two models of the example, in their published sizes."""
+    keys = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+    for name, family, vocabulary, sizes in (
+        ("Llama-3-8B", "llama", 128256, (32, 4096, 14336, 32, 8)),
+        ("Qwen2.5-7B", "qwen2", 152064, (28, 3584, 18944, 28, 4)),
+    ):
+        config: dict[str, Any] = dict(zip(keys, sizes, strict=True))
+        write_fake(tmp_path / name, family, vocab_size=vocabulary, head_dim=None, **config)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.yml").write_text(ACROSS, encoding="utf-8")
+    return tmp_path
+
+
+def test_models_of_other_widths_are_refused_at_once(published, xmerge):
+    """Llama-3-8B and Qwen2.5-7B share no shape: refused from headers, with both shapes, the class and two ways out."""
+    began = time.perf_counter()
+    said = xmerge("plan", "recipe.yml")
+    assert time.perf_counter() - began < 5
+    assert said.exit_code == 2
+    assert said.err == (
+        "PlanError: 3 tensors of the output cannot be merged as asked, model.layers.5.mlp.down_proj.weight first.\n"
+        "  at: recipe.yml, line 10: slices[0].parameters\n"
+        "  why: the models' shapes differ:\n"
+        "    class D, needs a bridge: ffn_down: Llama-3-8B has [4096, 14336] (hidden 4096, ffn 14336), "
+        "Qwen2.5-7B has [3584, 18944] (hidden 3584, ffn 18944) (tensors: 1)\n"
+        "    class D, needs a bridge: ffn_gate: Llama-3-8B has [14336, 4096] (ffn 14336, hidden 4096), "
+        "Qwen2.5-7B has [18944, 3584] (ffn 18944, hidden 3584) (tensors: 1)\n"
+        "    class D, needs a bridge: ffn_up: Llama-3-8B has [14336, 4096] (ffn 14336, hidden 4096), "
+        "Qwen2.5-7B has [18944, 3584] (ffn 18944, hidden 3584) (tensors: 1)\n"
+        "  do: choose another donor, because no matrix in the layers of Qwen2.5-7B fits (`xmerge compat` says what "
+        "crosses between two models), or set 'on_mismatch: base' to keep the base's there.\n"
+    )
+    assert sorted(os.listdir(published)) == ["Llama-3-8B", "Qwen2.5-7B", "recipe.yml"]
+
+
+def test_models_of_other_widths_keep_the_base_s_on_request(published, xmerge):
+    """With `on_mismatch: base` the same recipe is planned, and says what stays the base's and why."""
+    (published / "recipe.yml").write_text(ACROSS + "on_mismatch: base\n", encoding="utf-8")
+    said = xmerge("plan", "recipe.yml", "--json")
+    assert said.exit_code == 0, said.err
+    made = json.loads(said.out)
+    kept = {each["role"]: each for each in made["layers"][6]["tensors"] if each["reason"].startswith("it does not fit")}
+    assert set(kept) == {"ffn_down", "ffn_gate", "ffn_up"}
+    assert {each["decision"] for layer in made["layers"] for each in layer["tensors"]} == {"keep"}
+    assert kept["ffn_up"]["reason"] == (
+        "it does not fit (class D): ffn_up: Llama-3-8B has [14336, 4096] (ffn 14336, hidden 4096), Qwen2.5-7B has "
+        "[18944, 3584] (ffn 18944, hidden 3584)"
+    )
+    assert (
+        "asked for and kept from the base because the donor's does not fit: ffn_down (1), ffn_gate (1), ffn_up (1)."
+        in made["warnings"]
+    )
+    assert "nothing is merged: every tensor of the output is Llama-3-8B's own." in made["warnings"]
+
+
+def test_a_merge_lists_what_stayed_the_base_s(place, xmerge):
+    """With `on_mismatch: base` a merge runs, and its report and card list what did not fit beside what was merged."""
+    write_fake(place / "donor", "qwen2", intermediate_size=20, vocab_size=50)
+    recipe = SLERP.replace("  t: 0.5", "  t: [{filter: proj.weight, value: 0.5}]")
+    (place / "recipe.yml").write_text(recipe + "on_mismatch: base\n", encoding="utf-8")
+    said = xmerge("merge", "recipe.yml", "out", "--direct")
+    assert said.exit_code == 0, said.err
+    told = "asked for and kept from the base because the donor's does not fit: ffn_down (4), ffn_gate (4), ffn_up (4)"
+    assert told in (place / "out" / "README.md").read_text(encoding="utf-8").replace("\\_", "_")
+    assert told in " ".join((said.out + said.err).split())
