@@ -52,7 +52,7 @@ class Combiner:
             coefficients = method.coefficients(Gram(gram), len(tensor.sources), dict(tensor.parameters))
         measured = self._stream(tensor, coefficients, shard, measure=gram is None and tensor.base is not None)
         products = measured if gram is None else _products_with_base(gram, coefficients, tensor.base)
-        cosine, ratio = _compare(products, FLOAT32_DIGITS if gram is None else DIGITS)
+        cosine, ratio = compare(products, FLOAT32_DIGITS if gram is None else DIGITS)
         return TensorResult(
             name=tensor.name,
             coefficients=tuple(round_digits(c) for c in coefficients),
@@ -188,7 +188,7 @@ def _products_with_base(
     return yy, yb, gram[base][base]
 
 
-def _compare(products: tuple[float, float, float] | None, digits: int) -> tuple[float | None, float | None]:
+def compare(products: tuple[float, float, float] | None, digits: int) -> tuple[float | None, float | None]:
     """Cosine and norm ratio to the base; None where one of the two has no direction."""
     if products is None:
         return None, None

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from xmerge.engine.combine import Combiner
 from xmerge.engine.devices import choose_device
 from xmerge.engine.reading import OpenSources
 from xmerge.engine.results import LayerResult, TensorResult
+from xmerge.engine.rules import RuleMerger
 from xmerge.engine.shard import ShardWriter
 from xmerge.planning.plan import MergePlan
 from xmerge.store import Store
@@ -44,7 +44,7 @@ def merge_layer(
     started = time.perf_counter()
     chosen = choose_device(device)
     with OpenSources(plan, layer, folders) as sources, ShardWriter(store.reserve(layer), layer) as shard:
-        combiner = Combiner(plan, sources, chosen)
+        combiner = RuleMerger(plan, sources, chosen)
         results: list[TensorResult] = []
         for tensor in layer.tensors:
             if tensor.is_copied:

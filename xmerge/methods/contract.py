@@ -1,9 +1,14 @@
 """What a merge method is: one decorated function, whose keyword parameters are its configuration.
 
-A method sees its inputs through their Gram matrix (all inner products, float64) and gives one coefficient for each of
-them; the engine streams the weights. Input 0 is the base where the method has one, the others are the donors in the
-order of the configuration. A method that does not look at the Gram matrix for some parameters has coefficients
+There are two kinds, and the engine streams the weights for both. Input 0 is the base where the method has one, the
+others are the donors in the order of the configuration.
+
+A combination (`merge_method`) sees its inputs through their Gram matrix (all inner products, float64) and gives one
+coefficient for each of them. One that does not look at the Gram matrix for some parameters has coefficients
 that are known when the merge is planned.
+
+A rule (`merge_rule`) asks for statistics of the whole tensor first (sums, the k-th largest number), and then gives what
+becomes of each element from the elements at its place.
 """
 
 from __future__ import annotations
@@ -12,13 +17,17 @@ import importlib
 import inspect
 import math
 import pkgutil
+import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from xmerge.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Base = Literal["required", "optional", "as_input"]
 
@@ -86,7 +95,86 @@ class Gram:
         return math.sqrt(max(self.dot(i, i), 0.0))
 
 
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Consecutive elements of a tensor, from all of its inputs, in float32.
+
+    One-dimensional, or whole rows of shape [rows, row] for a rule that is declared `by_rows`. The inputs are buffers
+    that the next block fills again: a rule changes none of them and keeps none of them.
+    """
+
+    start: int
+    """The first element's place in the tensor."""
+    inputs: Sequence[Tensor]
+
+    @property
+    def base(self) -> Tensor:
+        """The first input."""
+        return self.inputs[0]
+
+    @property
+    def deltas(self) -> list[Tensor]:
+        """The donors' task vectors here: each donor less the base, in float32."""
+        return [donor - self.inputs[0] for donor in self.inputs[1:]]
+
+
+class Selection(Protocol):
+    """The k largest numbers of a tensor; of equal numbers at the threshold those that stand first."""
+
+    def mask(self, values: Tensor, start: int) -> Tensor:
+        """Which of these numbers are among them; called for the blocks of a tensor in order.
+
+        Args:
+            values: The same function of the block that was selected by.
+            start: The place of the block.
+        """
+        ...
+
+
+class Streamed(Protocol):
+    """A tensor that is merged by a rule: its size, and statistics that take a reading or two of all of its inputs."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As in the output."""
+        ...
+
+    @property
+    def elements(self) -> int:
+        """How many numbers it has."""
+        ...
+
+    @property
+    def count(self) -> int:
+        """How many inputs there are, the base included."""
+        ...
+
+    def total(self, measure: Callable[[Block], Sequence[Tensor]]) -> list[float]:
+        """The sum over all elements of each of the tensors that `measure` gives for a block, in float64."""
+        ...
+
+    def largest(
+        self, values: Callable[[Block], Sequence[Tensor]], wanted: Sequence[tuple[int, int]]
+    ) -> Sequence[Selection]:
+        """Select exactly the k largest numbers of a tensor, without sorting it.
+
+        Args:
+            values: For a block the tensors to select from: float32, no number below 0.
+            wanted: For each selection which of these tensors, and k.
+        """
+        ...
+
+    def chance(self, donor: int, probability: float | Tensor, block: Block) -> Tensor:
+        """Whether each element of a block is kept, True with a probability from 0 to 1, drawn for a donor (from 1 on).
+
+        The same numbers are drawn whenever the same block of the same donor is asked for.
+        """
+        ...
+
+
 Combine = Callable[..., Sequence[float]]
+Rule = Callable[[Block], "Tensor"]
+"""What becomes of a block, in float32 and in its shape."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +182,12 @@ class MergeMethod:
     """A registered merge method."""
 
     name: str
-    combine: Combine
-    """(Gram, number of inputs, **parameters) -> one coefficient for each input."""
+    function: Callable[..., Any]
+    """A combination: (Gram, number of inputs, **parameters) -> one coefficient for each input.
+    A rule: (Streamed, **parameters) -> Rule."""
+    is_rule: bool
+    by_rows: bool
+    """Whether a rule wants whole rows."""
     base: Base
     """`required`: input 0, left out of per-model parameters' duties; `as_input`: one more input like the others."""
     inputs: tuple[int, int | None]
@@ -111,7 +203,7 @@ class MergeMethod:
     @property
     def text(self) -> str:
         """Its docstring: formula, source, limits."""
-        return inspect.getdoc(self.combine) or ""
+        return inspect.getdoc(self.function) or ""
 
     def parameter(self, name: str) -> Parameter | None:
         """The parameter of that name, if it has one."""
@@ -121,38 +213,80 @@ class MergeMethod:
         """One float for each of `count` inputs.
 
         Raises:
-            GramUnknownError: The coefficients depend on weights that have not been read.
+            GramUnknownError: The coefficients depend on weights that have not been read, or the method is a rule.
             ValueError: The parameters have no meaning together; the text says why.
         """
-        arguments = {each.argument: parameters[each.name] for each in self.parameters}
-        return tuple(float(c) for c in self.combine(gram, count, **arguments))
+        if self.is_rule:
+            raise GramUnknownError
+        return tuple(float(c) for c in self.function(gram, count, **self._arguments(parameters)))
+
+    def rule(self, tensor: Streamed, parameters: Mapping[str, Any]) -> Rule:
+        """What becomes of each block of a tensor; the statistics have been taken when it is there.
+
+        Raises:
+            ValueError: The parameters have no meaning together; the text says why.
+        """
+        rule: Rule = self.function(tensor, **self._arguments(parameters))
+        return rule
+
+    def _arguments(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        return {each.argument: parameters[each.name] for each in self.parameters}
 
 
 _found: dict[str, MergeMethod] = {}
 
 
 def merge_method(*, base: Base, inputs: tuple[int, int | None], version: int = 1) -> Callable[[Combine], Combine]:
-    """Register a function as the merge method of its name; its keyword parameters become the configuration's.
+    """Register a function as the combination of its name; its keyword parameters become the configuration's.
 
     Annotate each as `Annotated[float, Range(...)]`, `Annotated[bool, Range(...)]` or `Annotated[PerModel, Range(...)]`.
     """
 
     def register(function: Combine) -> Combine:
-        name = function.__name__.removesuffix("_")
-        other = _found.get(name)
-        assert other is None or other.combine.__module__ == function.__module__, f"there are two methods '{name}'"
-        _found[name] = MergeMethod(name, function, base, inputs, version, tuple(_read_parameters(function)))
+        _register(function, base, inputs, version, is_rule=False)
         return function
 
     return register
 
 
-def _read_parameters(function: Combine) -> list[Parameter]:
-    hints = typing.get_type_hints(function, include_extras=True)
+def merge_rule(
+    *, base: Base, inputs: tuple[int, int | None], by_rows: bool = False, version: int = 1
+) -> Callable[[Callable[..., Rule]], Callable[..., Rule]]:
+    """Register a function as the elementwise rule of its name; its keyword parameters are annotated as a combination's."""
+
+    def register(function: Callable[..., Rule]) -> Callable[..., Rule]:
+        _register(function, base, inputs, version, is_rule=True, by_rows=by_rows)
+        return function
+
+    return register
+
+
+def _register(
+    function: Callable[..., Any],
+    base: Base,
+    inputs: tuple[int, int | None],
+    version: int,
+    *,
+    is_rule: bool,
+    by_rows: bool = False,
+) -> None:
+    name = function.__name__.removesuffix("_")
+    other = _found.get(name)
+    assert other is None or other.function.__module__ == function.__module__, f"there are two methods '{name}'"
+    _found[name] = MergeMethod(
+        name, function, is_rule, by_rows, base, inputs, version, tuple(_read_parameters(function))
+    )
+
+
+def _read_parameters(function: Callable[..., Any]) -> list[Parameter]:
+    # Only these: what is in front of them may be annotated with names that are not imported when nothing is computed.
+    keywords = [
+        item for item in inspect.signature(function).parameters.values() if item.kind is inspect.Parameter.KEYWORD_ONLY
+    ]
+    annotated = types.SimpleNamespace(__annotations__={item.name: item.annotation for item in keywords})
+    hints = typing.get_type_hints(annotated, function.__globals__, include_extras=True)
     found = []
-    for item in inspect.signature(function).parameters.values():
-        if item.kind is not inspect.Parameter.KEYWORD_ONLY:
-            continue
+    for item in keywords:
         kind, spec = typing.get_args(hints[item.name])
         default = item.default[0] if isinstance(item.default, tuple) else item.default
         default = None if default is inspect.Parameter.empty else float(default)
@@ -189,12 +323,17 @@ def find_method(name: str) -> MergeMethod:
 
 __all__ = [
     "Annotated",
+    "Block",
     "Gram",
     "GramUnknownError",
     "MergeMethod",
     "PerModel",
     "Range",
+    "Rule",
+    "Selection",
+    "Streamed",
     "find_method",
     "list_methods",
     "merge_method",
+    "merge_rule",
 ]
