@@ -95,6 +95,8 @@ class Family(Value):
     architectures: tuple[str, ...]
     requires: dict[str, Any] = {}
     """What rules must give for the file to fit, where a model type has several layouts; no and nothing are the same."""
+    defaults: dict[str, bool] = {}
+    """What the keys behind `if` and `unless` mean where config.json leaves them out, if not no."""
     config: str | None = None
     """The key of config.json below which the language model is described; None: it is described at the top."""
     spellings: tuple[dict[str, str], ...] = ({},)
@@ -209,9 +211,9 @@ class Family(Value):
         """The part of config.json that describes the language model."""
         nested = config.get(self.config) if self.config else None
         if not isinstance(nested, Mapping):
-            return config
+            return {**self.defaults, **config}
         tied = {"tie_word_embeddings": config["tie_word_embeddings"]} if "tie_word_embeddings" in config else {}
-        return {**nested, **tied}
+        return {**self.defaults, **nested, **tied}
 
     def read_axes(self, config: Mapping[str, Any], label: str) -> dict[str, int]:
         """The size of every axis in a model.
