@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 import click
 
 from xmerge.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from xmerge.methods import Parameter
 
 
 @click.command()
@@ -79,8 +83,13 @@ def methods(name: str | None, as_json: bool) -> None:
         for each in method.parameters:
             kind = "true or false" if each.is_switch else str(each.range)
             owner = "one for each model" if each.per_model else "one for all models"
-            default = "no default: tensors without a value keep the base's" if each.default is None else each.default
-            click.echo(f"  {each.name}: {each.range.text} ({kind}; {owner}; default: {default})")
+            click.echo(f"  {each.name}: {each.range.text} ({kind}; {owner}; {_tell_default(each)})")
+
+
+def _tell_default(parameter: Parameter) -> str:
+    if parameter.default is None:
+        return "no default: tensors without a value keep the base's"
+    return f"default: {str(bool(parameter.default)).lower() if parameter.is_switch else f'{parameter.default:g}'}"
 
 
 @click.command()

@@ -22,6 +22,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from xmerge.errors import ConfigError, nearest
@@ -234,6 +235,8 @@ class MergeMethod:
 
 
 _found: dict[str, MergeMethod] = {}
+ENTRY_POINTS = "xmerge.methods"
+"""The group of entry points by which other packages name modules with methods."""
 
 
 def merge_method(*, base: Base, inputs: tuple[int, int | None], version: int = 1) -> Callable[[Combine], Combine]:
@@ -252,7 +255,7 @@ def merge_method(*, base: Base, inputs: tuple[int, int | None], version: int = 1
 def merge_rule(
     *, base: Base, inputs: tuple[int, int | None], by_rows: bool = False, version: int = 1
 ) -> Callable[[Callable[..., Rule]], Callable[..., Rule]]:
-    """Register a function as the elementwise rule of its name; its keyword parameters are annotated as a combination's."""
+    """Register a function as the elementwise rule of its name; its keyword parameters are as a combination's."""
 
     def register(function: Callable[..., Rule]) -> Callable[..., Rule]:
         _register(function, base, inputs, version, is_rule=True, by_rows=by_rows)
@@ -272,7 +275,8 @@ def _register(
 ) -> None:
     name = function.__name__.removesuffix("_")
     other = _found.get(name)
-    assert other is None or other.function.__module__ == function.__module__, f"there are two methods '{name}'"
+    if other is not None and other.function.__module__ != function.__module__:
+        raise ValueError(f"there is a method '{name}' already, in {other.function.__module__}")
     _found[name] = MergeMethod(
         name, function, is_rule, by_rows, base, inputs, version, tuple(_read_parameters(function))
     )
@@ -301,7 +305,22 @@ def _load_methods() -> Mapping[str, MergeMethod]:
 
     for module in pkgutil.iter_modules(folder.__path__):
         importlib.import_module(f"xmerge.methods.{module.name}")
+    for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda each: (each.name, each.value)):
+        _load_plugin(point)
     return dict(sorted(_found.items()))
+
+
+def _load_plugin(point: EntryPoint) -> None:
+    """Import a module of another package that holds merge methods."""
+    package = point.dist.name if point.dist else point.value
+    try:
+        point.load()
+    except Exception as error:
+        raise ConfigError(
+            f"the merge methods of the package {package} cannot be loaded: {type(error).__name__}: {error}.",
+            where=f"entry point {ENTRY_POINTS}: {point.name} = {point.value}",
+            remedy=f"repair or uninstall {package}.",
+        ) from error
 
 
 def list_methods() -> tuple[MergeMethod, ...]:
