@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,19 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.fake_checkpoints import write_fake
-from tests.watched_models import CASES, DENSE, LATENT_CASES, SPARSE_CASES, TOKENS, WITH_HEADS, Run, run_case
+from tests.fake_checkpoints import write_fake, write_headers
+from tests.watched_models import (
+    CASES,
+    DENSE,
+    LATENT,
+    LATENT_CASES,
+    SPARSE_CASES,
+    TOKENS,
+    WHOLE_HEADS,
+    WITH_HEADS,
+    Run,
+    run_case,
+)
 from xmerge.architecture import Family, ResolvedModel, describe_model, find_family, list_families
 from xmerge.architecture.models import describe_checkpoint
 from xmerge.architecture.traits import Traits
@@ -474,13 +486,85 @@ def test_a_family_that_transformers_lacks_says_so(tmp_path: Path, family: str, n
 
 def test_a_mixture_needs_no_expert_in_a_dense_layer(tmp_path: Path):
     """Which layers are dense is what the headers say: neither half is missed where the other is."""
-
-    def choose(role: str, layer: int | None) -> bool:
-        return ("exps" in role or "shexp" in role or "inp" in role) is (layer != 0)
-
-    model = describe(write_fake(tmp_path, "deepseek_v3", maybe=choose, q_lora_rank=6))
-    assert (0, "ffn_gate") in model.by_role
-    assert (1, "ffn_gate") not in model.by_role
-    assert (0, "ffn_gate_exps") not in model.by_role
+    folder = write_fake(tmp_path / "both", "deepseek_v3", maybe=lambda *_: True, q_lora_rank=6)
+    dense = re.compile(r"layers\.\d\.mlp\.(gate|up|down)_proj")
+    held = {
+        spec.name: (spec.dtype, spec.shape)
+        for spec in describe(folder).tensors
+        if ".mlp." not in spec.name or (spec.layer == 0) is bool(dense.search(spec.name))
+    }
+    said = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    model = describe(write_headers(tmp_path / "one", said, held))
+    assert all(spec.role for spec in model.tensors)
+    assert [layer for layer in range(4) if (layer, "ffn_down") in model.by_role] == [0]
+    assert [layer for layer in range(4) if (layer, "ffn_down_exps") in model.by_role] == [1, 2, 3]
     assert len(model.by_role[1, "ffn_gate_exps"]) == model.axes["experts"]
     assert not {"attn_q", "attn_k", "attn_v", "attn_output"} & model.roles
+
+
+@pytest.mark.parametrize(
+    ("run", "renamed"),
+    [
+        ("gpt2", {"transformer.": ""}),
+        ("mistral3", {"language_model.model.": "model.language_model.", "language_model.lm_head": "lm_head"}),
+        ("qwen2_vl", {"model.": "model.language_model."}),
+        ("qwen2_5_vl", {"model.": "model.language_model."}),
+    ],
+    indirect=["run"],
+)
+def test_what_transformers_also_reads_is_a_spelling(tmp_path: Path, run: Run, renamed: dict[str, str]):
+    """Names that transformers takes for the same weights have the same roles in the family."""
+
+    def rename(name: str) -> str:
+        begin = next((begin for begin in renamed if name.startswith(begin)), "")
+        return renamed.get(begin, "") + name.removeprefix(begin)
+
+    (tmp_path / "config.json").write_bytes((run.folder / "config.json").read_bytes())
+    weights = {rename(name): weight for name, weight in run.weights.items()}
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    other = describe(tmp_path)
+    assert set(weights) != set(run.weights)
+    for key, found in run.file.by_role.items():
+        assert [rename(spec.name) for spec, _ in found] == [spec.name for spec, _ in other.by_role[key]]
+    assert len(other.by_role) == len(run.file.by_role)
+    read, told = type(run.network).from_pretrained(tmp_path, output_loading_info=True)
+    assert not told["missing_keys"]
+    assert not told["unexpected_keys"]
+    for ours, theirs in zip(read.parameters(), run.network.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "said", "theta", "rotary"),
+    [
+        ("gpt_neox", {"rotary_pct": 0.5, "rotary_emb_base": 500}, 500, 5),
+        ("gpt_neox", {}, 10_000, 2),
+        ("falcon", {}, 10_000, 10),
+        ("llama4_text", {"head_dim": 8}, 500_000, 8),
+        ("gpt_oss", {"head_dim": 8, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}, 150_000, 8),
+        ("qwen2_vl", {}, 1_000_000, 10),
+        ("qwen2_vl", {"rope_theta": 500.0}, 500, 10),
+        ("qwen2_5_vl", {}, 1_000_000, 10),
+        ("deepseek_v3", LATENT, 10_000, 4),
+    ],
+    ids=str,
+)
+def test_rotation_is_read_from_old_files_too(
+    tmp_path: Path, model_type: str, said: dict[str, Any], theta: float, rotary: int
+):
+    """Theta and the rotated part come from the keys of before `rope_parameters`, and from transformers' defaults."""
+    from transformers import AutoConfig
+
+    sizes = {"intermediate_size_mlp": 9, "num_local_experts": 2}
+    config = {**sizes, **WHOLE_HEADS, **said, "model_type": model_type}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    theirs = AutoConfig.from_pretrained(tmp_path).get_text_config()
+    family = find_family(config)
+    assert family is not None
+    rope = Traits(family, config, family.read_axes(config, "m")).rope_of(0)
+    assert rope is not None
+    assert (rope.theta, rope.rotary) == (theta, rotary)
+    assert theirs.rope_parameters["rope_theta"] == theta
+    share = theirs.rope_parameters.get("partial_rotary_factor", 1)
+    size = getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads
+    assert int(size * share) == rotary
