@@ -77,7 +77,7 @@ def test_queries_are_rescaled_by_a_base_that_normalizes_them(bench):
         (
             {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
             {"rope_scaling": {"type": "llama3", "factor": 32.0}},
-            "for: theta 10000, llama3 scaling by 8.0 in A, theta 10000, llama3 scaling by 32.0 in B.",
+            "for: theta 10000, llama3 scaling by 8 in A, theta 10000, llama3 scaling by 32 in B.",
         ),
     ],
 )

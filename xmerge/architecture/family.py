@@ -21,7 +21,7 @@ from xmerge.architecture.layout import (
     place_blocks,
     size_of_node,
 )
-from xmerge.architecture.rules import check_rule, evaluate_rule, find_choice
+from xmerge.architecture.rules import check_rule, evaluate_rule, find_choice, refuse_said, tell_said
 from xmerge.errors import CheckpointError
 from xmerge.values import Value
 
@@ -284,7 +284,7 @@ def _read_axis(axis: str, rule: str, config: Mapping[str, Any], axes: Mapping[st
             remedy="complete config.json from the model's page.",
         )
     if type(value) is not int or not 0 < value < 2**40:
-        raise CheckpointError(f"{label}/config.json says {choice} = {value!r}, which is no size.")
+        raise refuse_said(label, tell_said(choice, config, value), "no size")
     return value
 
 

@@ -15,6 +15,7 @@ from xmerge import garbage
 from xmerge.architecture.family import Family, TensorTemplate, find_family, list_families
 from xmerge.architecture.layout import Loop
 from xmerge.architecture.quantization import PackedWeight, find_packed, find_replaced, tell_method
+from xmerge.architecture.rules import refuse_said, show
 from xmerge.architecture.traits import Traits
 from xmerge.checkpoints import Checkpoint, StoredTensor
 from xmerge.config import MergeConfig, ModelReference, ModuleDefinition
@@ -24,6 +25,7 @@ from xmerge.sources import Location, locate_model, read_model
 MOST_LAYERS = 10_000
 MOST_EXPERTS = 10_000
 MOST_HEADS = 10_000
+MOST_IN_ALL = 200_000
 """More than any model has, and few enough to be compared with the headers one by one."""
 
 _LAYER_IN_NAME = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(0|[1-9]\d{0,8})\.")
@@ -260,6 +262,7 @@ def describe_checkpoint(location: Location, checkpoint: Checkpoint, found: Famil
     axes = family.read_axes(config, checkpoint.label)
     tied = family.is_tied(config, checkpoint.tensors)
     _refuse_impossible_size(axes, checkpoint)
+    _check_config(checkpoint, found)
     known = expect_tensors(family, axes)
     packed = _find_packed(checkpoint, config, known, tied=tied)
     specs = [
@@ -280,6 +283,17 @@ def _choose_target(config: MergeConfig, references: tuple[ModelReference, ...]) 
         raise PlanError(
             f"'architecture' names {config.architecture}, which is no model of this configuration.",
             where=config.source.locate("architecture"),
+def _check_config(checkpoint: Checkpoint, family: Family) -> None:
+    """Refuse what config.json says in the place of the language model's part, or of yes and no to ties."""
+    said = checkpoint.config
+    nested = said.get(family.config) if family.config else None
+    if nested is not None and not isinstance(nested, Mapping):
+        raise refuse_said(checkpoint.label, f"{family.config} = {show(nested)}", "no mapping")
+    tied = family.language_config(said).get("tie_word_embeddings")
+    if tied is not None and not isinstance(tied, bool):
+        raise refuse_said(checkpoint.label, f"tie_word_embeddings = {show(tied)}", "neither true nor false")
+
+
             remedy=f"name one of: {', '.join(str(each) for each in references)}.",
         )
     return config.architecture
@@ -299,8 +313,14 @@ def label_apart(locations: list[Location]) -> list[Location]:
 
 def _refuse_impossible_size(axes: Mapping[str, int], checkpoint: Checkpoint) -> None:
     """Names are made for every layer and expert, so a config.json must not be able to ask for names without end."""
-    for axis, most in (("layers", MOST_LAYERS), ("experts", MOST_EXPERTS), ("heads", MOST_HEADS)):
-        count = axes.get(axis, 0)
+    layers = axes["layers"]
+    for axis, count, most in (
+        ("layers", layers, MOST_LAYERS),
+        ("experts", axes.get("experts", 0), MOST_EXPERTS),
+        ("heads", axes.get("heads", 0), MOST_HEADS),
+        ("experts in all its layers", layers * axes.get("experts", 0), MOST_IN_ALL),
+        ("heads in all its layers", layers * axes.get("heads", 0), MOST_IN_ALL),
+    ):
         if count > most and count > len(checkpoint.tensors):
             raise CheckpointError(
                 f"{checkpoint.label} contradicts itself: its config.json says {count} {axis}, and it holds "

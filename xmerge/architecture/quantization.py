@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from xmerge.architecture.rules import refuse_said, show
 from xmerge.checkpoints import MERGEABLE_DTYPES, StoredTensor
 from xmerge.errors import CheckpointError
 from xmerge.values import Value
@@ -298,7 +299,7 @@ def find_replaced(
 def tell_method(config: Mapping[str, Any]) -> str | None:
     """The method that a config.json says its weights are packed by; None where it says none."""
     said = next((config[key] for key in CONFIG_KEYS if isinstance(config.get(key), Mapping)), None)
-    return None if said is None else str(said.get("quant_method", "unknown"))[:40]
+    return None if said is None else _name_method(said.get("quant_method", "unknown"))
 
 
 def refuse_packed(weight: PackedWeight, *, into: bool, where: str | None) -> CheckpointError:
@@ -320,6 +321,10 @@ def refuse_packed(weight: PackedWeight, *, into: bool, where: str | None) -> Che
     )
 
 
+def _name_method(method: object) -> str:
+    return method[:40] if isinstance(method, str) else show(method)
+
+
 def _read_told(config: Mapping[str, Any], label: str) -> tuple[Packing, ...]:
     """The ways of packing that config.json may mean; none where it says nothing."""
     silent: tuple[Packing, ...] = ()
@@ -328,10 +333,7 @@ def _read_told(config: Mapping[str, Any], label: str) -> tuple[Packing, ...]:
         if said is None or said is False:
             continue
         if not isinstance(said, Mapping):
-            raise CheckpointError(
-                f"{label}/config.json says {key} = {_shorten(repr(said))}, which is no mapping.",
-                remedy="take config.json from the model's page again.",
-            )
+            raise refuse_said(label, f"{key} = {show(said)}", "no mapping")
         method = said.get("quant_method", "mlx" if key == "quantization" else None)
         if method is None:
             silent = (_UNNAMED,)
@@ -339,7 +341,7 @@ def _read_told(config: Mapping[str, Any], label: str) -> tuple[Packing, ...]:
         meant = [each for each in PACKINGS if method in each.methods]
         if method == "bitsandbytes" and said.get("load_in_8bit"):
             meant.reverse()
-        return tuple(meant) or (_UNNAMED.model_copy(update={"name": _shorten(method)}),)
+        return tuple(meant) or (_UNNAMED.model_copy(update={"name": _name_method(method)}),)
     return silent
 
 
@@ -405,8 +407,3 @@ def _gather(
 def _name_weight(name: str, ending: str) -> str:
     stem = name[: -len(ending)]
     return stem if ending.startswith("_") else f"{stem}.weight"
-
-
-def _shorten(value: object) -> str:
-    text = value if isinstance(value, str) else repr(value)
-    return text if len(text) <= 40 else f"{text[:40]}..."

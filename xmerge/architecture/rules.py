@@ -8,13 +8,20 @@ there. `sliding_window if use_sliding_window` is there only where config.json sa
 
 from __future__ import annotations
 
+import math
 import re
+import reprlib
 from collections.abc import Mapping
 from typing import Any
+
+from xmerge.errors import CheckpointError
 
 _NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][-+]?\d+)?")
 _OPERATION = re.compile(r"(\S+)\s*([/*^]|(?<=\s)\+)\s*(\S+)")
 _TERM = re.compile(rf"{_NUMBER.pattern}|'[^']*'|\w+(\.\w+)*")
+_KEY = re.compile(r"(?<![\w'])[A-Za-z_]\w*(?:\.\w+)*")
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
 _CONDITION = re.compile(r"(\w+(?:\.\w+)*)( is false)?")
 
 
@@ -46,6 +53,37 @@ def evaluate_rule(rule: str, config: Mapping[str, Any], axes: Mapping[str, int])
     return find_choice(rule, config, axes)[1]
 
 
+def tell_said(choice: str, config: Mapping[str, Any], value: Any) -> str:
+    """`rope_theta = 'x'`: the keys of config.json that a choice of a rule reads, and what they say.
+
+    Args:
+        choice: The choice.
+        config: What it was found in.
+        value: What it came to, which is told where no key stands behind it.
+    """
+    keys = {key: _evaluate_term(key, config, {}) for key in _KEY.findall(_split_condition(choice)[0])}
+    told = [f"{key} = {show(said)}" for key, said in keys.items() if said is not None]
+    return " and ".join(told) or f"{choice} = {show(value)}"
+
+
+def show(value: Any) -> str:
+    """A value of config.json as it stands there, cut short where it is long or deep."""
+    return _SHORT.repr(value)
+
+
+def refuse_said(label: str, said: str, fault: str) -> CheckpointError:
+    """The error for something in config.json that cannot be meant.
+
+    Args:
+        label: The model's.
+        said: The key, and what it says.
+        fault: What that is not.
+    """
+    return CheckpointError(
+        f"{label}/config.json says {said}, which is {fault}.", remedy="take config.json from the model's page again."
+    )
+
+
 def _evaluate_choice(choice: str, config: Mapping[str, Any], axes: Mapping[str, int]) -> Any:
     told, condition = _split_condition(choice)
     if condition is not None and not _holds(condition, config, axes):
@@ -54,12 +92,15 @@ def _evaluate_choice(choice: str, config: Mapping[str, Any], axes: Mapping[str, 
     if operation is None:
         return _evaluate_term(told, config, axes)
     left, right = (_evaluate_term(operation[side], config, axes) for side in (1, 3))
-    if type(left) not in (int, float) or type(right) not in (int, float):
+    if left is None or right is None:
         return None
+    # What is said and is no number cannot be passed over for the next choice.
+    if type(left) not in (int, float) or type(right) not in (int, float):
+        return math.nan
     try:
         return _calculate(left, operation[2], right)
     except (OverflowError, ZeroDivisionError):
-        return None
+        return math.nan
 
 
 def _split_condition(choice: str) -> tuple[str, str | None]:
@@ -78,7 +119,7 @@ def _calculate(left: float, operator: str, right: float) -> float | None:
     if operator == "+":
         return left + right
     if operator == "^":
-        return float(left) ** right if left > 0 else None
+        return float(left) ** right if left > 0 else math.nan
     if type(left) is int and type(right) is int:
         # Two sizes give a size or nothing.
         return left // right if left % right == 0 else None

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from xmerge.architecture.family import RULES, Family
-from xmerge.architecture.rules import evaluate_rule
-from xmerge.errors import CheckpointError
+from xmerge.architecture.family import Family
+from xmerge.architecture.rules import find_choice, refuse_said, show, tell_said
 
 ROPE_KINDS = frozenset({"default", "linear", "dynamic", "yarn", "longrope", "su", "llama3", "mrope", "proportional"})
 """The values of `rope_type` that transformers knows, with those of older files."""
@@ -19,7 +18,8 @@ _TRAINED_LENGTH = "original_max_position_embeddings"
 _FROM_TRAINED_LENGTH = frozenset({"llama3", "yarn", "longrope", "su"})
 """The kinds that start from the length a model was trained with; old files say it outside, or not at all."""
 
-_NUMBERS = ("norm_eps", "softmax_scale", "residual_scale", "embedding_scale", "logit_scale")
+_MAY_BE_NONE = ("window", "attention_softcap", "output_softcap")
+_MOST = 1e300
 _TOLD_ELSEWHERE = ("rope_theta", "rope_type", "type", "partial_rotary_factor")
 
 
@@ -57,22 +57,33 @@ class Traits:
         """What a rule of the family file says for this model: `softmax_scale`, `activation`, ...
 
         Raises:
-            CheckpointError: config.json has something else where a number belongs.
+            CheckpointError: config.json says something that cannot be meant.
         """
+        if trait not in self._told:
+            self._told[trait] = self._read(trait)
         return self._told[trait]
 
     @cached_property
-    def _told(self) -> Mapping[str, Any]:
-        told = {rule: evaluate_rule(getattr(self.family, rule), self.config, self.axes) for rule in RULES}
-        for trait in _NUMBERS:
-            if told[trait] is not None:
-                self._check_number(trait, told[trait])
-        return told
+    def _told(self) -> dict[str, Any]:
+        return {}
+
+    def _read(self, trait: str) -> Any:
+        config = self._answered if trait in _MAY_BE_NONE else self.config
+        choice, value = find_choice(getattr(self.family, trait), config, self.axes)
+        wanted, is_wanted = _WANTED[trait]
+        if value is not None and not is_wanted(value):
+            raise refuse_said(self.label, tell_said(choice, self.config, value), f"no {wanted}")
+        return value
+
+    @cached_property
+    def _answered(self) -> dict[str, Any]:
+        """config.json where null is an answer: there is none."""
+        return {key: "none" if value is None else value for key, value in self.config.items()}
 
     @cached_property
     def rotary(self) -> int:
         """How many of a head's numbers are rotated, where any are."""
-        return self._ropes[self.kind_of(0)].rotary
+        return self._rope_of_kind(self.kind_of(0)).rotary
 
     def kind_of(self, layer: int) -> str | None:
         """The kind of a layer, where config.json or the family has several."""
@@ -87,7 +98,10 @@ class Traits:
     def _kinds(self) -> tuple[str, ...]:
         """The kinds of layers that config.json lists for every layer, else the family in turn."""
         listed = self.config.get("layer_types")
-        return tuple(map(str, listed)) if isinstance(listed, list) and listed else self.family.layer_types
+        if listed is None or listed == []:
+            return self.family.layer_types
+        self._check_list("layer_types", listed, lambda kind: isinstance(kind, str), "names of kinds of layers")
+        return tuple(listed)
 
     def window_of(self, layer: int) -> int | None:
         """How far back a layer sees; None: to the beginning."""
@@ -103,56 +117,131 @@ class Traits:
         """How positions turn a layer's queries and keys; None: not at all."""
         if self.family.rope == "none" or self._is_nope(layer):
             return None
-        return self._ropes[self.kind_of(layer)]
+        return self._rope_of_kind(self.kind_of(layer))
 
     def _is_nope(self, layer: int) -> bool:
         nope = self.tell("nope")
         if isinstance(nope, list):
-            return layer < len(nope) and nope[layer] == 0
+            self._check_list("no_rope_layers", nope, lambda number: number in (0, 1), "a 0 or a 1 for each layer")
+            return bool(nope[layer] == 0)
         if isinstance(nope, bool):
             return nope
         if type(nope) is int:
             return nope > 0 and (layer + 1) % nope == 0
         return nope is not None and nope == self.kind_of(layer)
 
+    def _rope_of_kind(self, kind: str | None) -> Rope:
+        if kind not in self._ropes:
+            self._ropes[kind] = self._read_rope(kind)
+        return self._ropes[kind]
+
     @cached_property
-    def _ropes(self) -> Mapping[str | None, Rope]:
-        return {kind: self._read_rope(kind) for kind in (None, *dict.fromkeys(self._kinds))}
+    def _ropes(self) -> dict[str | None, Rope]:
+        return {}
 
     def _read_rope(self, kind: str | None) -> Rope:
         said = self._find_rope(kind)
-        theta = said.get("rope_theta") or self.tell("rope_theta")
-        factor = said.get("partial_rotary_factor") or self.tell("rotary_factor")
-        self._check_number("rope_theta", theta)
-        self._check_number("partial_rotary_factor", factor, most=1)
-        kind_of_rope = str(said.get("rope_type", said.get("type", "default")))
+        for key, value in said.items():
+            wanted, is_wanted = _WANTED_OF_ROPE.get(key, ("number, text or list of numbers", _is_plain))
+            if value is not None and not is_wanted(value):
+                raise refuse_said(self.label, f"{key} = {show(value)} of its rotation", f"no {wanted}")
+        theta, factor = (
+            self.tell(trait) if said.get(key) is None else said[key]
+            for key, trait in (("rope_theta", "rope_theta"), ("partial_rotary_factor", "rotary_factor"))
+        )
+        kind_of_rope = said.get("rope_type") or said.get("type") or "default"
         return Rope(
             theta=float(theta),
             kind=_RENAMED.get(kind_of_rope, kind_of_rope),
             scaling=tuple(
-                sorted((key, str(value)) for key, value in said.items() if key not in _TOLD_ELSEWHERE and value)
+                sorted((key, _tell(value)) for key, value in said.items() if key not in _TOLD_ELSEWHERE and value)
             ),
             rotary=int(self.axes.get("head_dim", 0) * float(factor)),
         )
 
     def _find_rope(self, kind: str | None) -> dict[str, Any]:
         """What config.json says of the rotation in layers of a kind, in the spelling of either of its generations."""
-        scaling, parameters = (
-            told if isinstance(told, Mapping) else {}
-            for told in (self.config.get("rope_scaling"), self.config.get("rope_parameters"))
-        )
-        if isinstance(parameters.get(kind), Mapping):
-            return dict(parameters[kind])
+        scaling, parameters = (self._find_mapping(key, self.config) for key in ("rope_scaling", "rope_parameters"))
+        if parameters and all(isinstance(each, Mapping) for each in parameters.values()):
+            # One for each kind of layers; for a kind that it leaves out it says nothing.
+            if kind is not None and kind in parameters:
+                return dict(parameters[kind])
+            parameters = {}
         if kind == "sliding_attention" and self.family.sliding_rope_theta is not None:
-            return {"rope_theta": evaluate_rule(self.family.sliding_rope_theta, self.config, self.axes)}
+            choice, theta = find_choice(self.family.sliding_rope_theta, self.config, self.axes)
+            if not _is_positive(theta):
+                raise refuse_said(self.label, tell_said(choice, self.config, theta), "no number above 0")
+            return {"rope_theta": theta}
         said = {**scaling, **parameters}
-        if str(said.get("rope_type", said.get("type"))) in _FROM_TRAINED_LENGTH:
+        if (said.get("rope_type") or said.get("type")) in _FROM_TRAINED_LENGTH:
             lengths = (
                 self.config.get(_TRAINED_LENGTH), said.get(_TRAINED_LENGTH), self.config.get("max_position_embeddings")
             )  # fmt: skip
             said[_TRAINED_LENGTH] = next((each for each in lengths if each is not None), None)
         return said
 
-    def _check_number(self, what: str, value: Any, most: float = 1e300) -> None:
-        if type(value) not in (int, float) or not 0 < value <= most:
-            raise CheckpointError(f"{self.label}/config.json says {value!r} for '{what}', which cannot be.")
+    def _find_mapping(self, key: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        said = config.get(key)
+        if said is not None and not isinstance(said, Mapping):
+            raise refuse_said(self.label, f"{key} = {show(said)}", "no mapping")
+        return said or {}
+
+    def _check_list(self, key: str, listed: Any, is_wanted: Callable[[Any], bool], wanted: str) -> None:
+        layers = self.axes["layers"]
+        if not isinstance(listed, list) or not all(map(is_wanted, listed)):
+            raise refuse_said(self.label, f"{key} = {show(listed)}", f"no list of {wanted}")
+        if len(listed) < layers:
+            raise refuse_said(self.label, f"{key} for {len(listed)} layers", f"not all of its {layers}")
+
+
+def _is_positive(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value <= _MOST
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(map(_is_number, value))
+    return isinstance(value, str | bool) or _is_number(value)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and -_MOST <= value <= _MOST
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number_of_layers(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _tell(value: Any) -> str:
+    """A value of the rotation, so that 8 and 8.0 are one."""
+    if isinstance(value, list):
+        return ", ".join(map(_tell, value))
+    return f"{value:.15g}" if type(value) in (int, float) else str(value)
+
+
+_POSITIVE = ("number above 0", _is_positive)
+_CAP = ("number above 0, and not null", lambda value: value == "none" or _is_positive(value))
+_SHARE = ("share above 0 and at most 1", lambda value: _is_positive(value) and value <= 1)
+_TEXT = ("text", _is_text)
+_WANTED: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(("norm_eps", "rope_theta", "softmax_scale", "residual_scale"), _POSITIVE),
+    **dict.fromkeys(("embedding_scale", "logit_scale"), _POSITIVE),
+    **dict.fromkeys(("attention_softcap", "output_softcap"), _CAP),
+    **dict.fromkeys(("activation", "block", "head_norm"), _TEXT),
+    "rotary_factor": _SHARE,
+    "layer_period": ("number of layers", lambda value: value == "none" or _is_number_of_layers(value)),
+    "first_window": ("number of layers", _is_number_of_layers),
+    "window": ("number of tokens, and not null", lambda value: value == "none" or _is_number_of_layers(value)),
+    "nope": ("list of layers, number or kind of them", lambda value: isinstance(value, str | int | list)),
+}
+"""What each trait must be, in words and as a test."""
+_WANTED_OF_ROPE: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "rope_theta": _POSITIVE,
+    "partial_rotary_factor": _SHARE,
+    "rope_type": _TEXT,
+    "type": _TEXT,
+}
