@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
-from rich.markup import escape
+from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from xmerge.cli.screen import open_console
 from xmerge.planning.table import show_bytes, show_ranges
 
 if TYPE_CHECKING:
-    from xmerge.architecture import ResolvedModel
-    from xmerge.compatibility import Compatibility, ComponentFit
+    from xmerge.compatibility import Compatibility, ComponentFit, Matrix, Report
+    from xmerge.compatibility.comparison import ComparedModel
 
-CLASS_COLORS = {"A": "green", "B": "cyan", "C": "yellow", "D": "magenta", "E": "red", None: "dim"}
-MATRIX_COMPONENTS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn")
+COLORS = {"A": "green", "B": "cyan", "C": "yellow", "D": "magenta", "E": "red", "-": "dim", "?": "dim"}
+ORIGINS = {
+    "config.json": "no weights are here; the shapes are what config.json alone implies.",
+    "table": "from the table of popular models; the shapes are what config.json alone implies.",
+}
+BASES = "Norms and embeddings that fit still belong to their own model's basis; the recipe leaves them to the base."
+JOINED = "joined with "
 
 
 @click.command()
@@ -29,84 +36,154 @@ MATRIX_COMPONENTS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn")
 def compat(base: str | None, donor: str | None, folder: Path | None, as_json: bool) -> None:
     """Compare DONOR with BASE: what fits exactly (A), after conversion (B), approximately (C), or not (D, E), and why.
 
-    A model is a folder, a repository on the Hub (org/name), or the name of a popular one, such as llama-3-8b.
+    A model is a folder, a repository on the Hub (org/name), or the name of a popular one, such as llama-3-8b. Nothing
+    but config.json and headers is read; a folder may hold a config.json alone.
     """
-    from xmerge.compatibility import compare_models, describe_model_named, list_model_folders
+    from xmerge.compatibility import compare_folder, describe_models_named, report_on
 
     if folder is not None:
         if base is not None:
             raise click.UsageError("--all compares every pair in a folder; leave BASE and DONOR out.")
-        models = [describe_model_named(str(path)) for path in list_model_folders(folder)]
-        found = [[compare_models(each, other) for other in models] for each in models]
-        if as_json:
-            click.echo(json.dumps([each.model_dump(mode="json") for row in found for each in row]))
-        else:
-            _print_matrix(found)
+        matrix = compare_folder(folder)
+        click.echo(json.dumps(matrix.model_dump(mode="json"))) if as_json else _print_matrix(matrix)
         return
     if base is None or donor is None:
         raise click.UsageError("name a BASE and a DONOR, or --all DIR.")
-    models = [describe_model_named(base), describe_model_named(donor)]
-    _print_pair(models, compare_models(*models), as_json=as_json)
+    report = report_on(*describe_models_named([base, donor]))
+    click.echo(json.dumps(report.model_dump(mode="json"))) if as_json else _print_report(report)
 
 
-def _print_pair(models: list[ResolvedModel], found: Compatibility, *, as_json: bool) -> None:
-    from xmerge.compatibility import write_recipe
+class _Row(NamedTuple):
+    """What components of a row have in common."""
 
-    recipe = write_recipe(found, *(model.location.reference for model in models))
-    if as_json:
-        click.echo(json.dumps({**found.model_dump(mode="json"), "recipe": recipe}))
-        return
-    console = open_console()
-    console.print(
-        f"[bold]{escape(found.donor)}[/bold] ({found.donor_kind}, {found.donor_layers} layers) into "
-        f"[bold]{escape(found.base)}[/bold] ({found.base_kind}, {found.base_layers} layers)\n"
-    )
-    table = Table("component", "layers", "class", "size", "read of the donor", "why", box=None, pad_edge=False)
-    for each in found.components:
-        table.add_row(*map(escape, _draw_component(each)), style=CLASS_COLORS[each.grade])
-    console.print(table)
+    grade: str
+    layers: tuple[int, ...]
+    notes: tuple[str, ...]
+
+
+def _print_report(report: Report) -> None:
+    console, found = open_console(), report.compatibility
+    _print_head(console, found)
+    console.print()
+    for sentence in report.summary:
+        console.print(_plain(sentence))
+    console.print()
+    rows = _join_rows(found.components)
+    notes = list(dict.fromkeys(note for row in rows for note in row.notes))
+    console.print(_draw_table(rows, notes))
+    if notes:
+        console.print()
+    for number, note in enumerate(notes, 1):
+        console.print(_hang(str(number), note))
+    console.print()
     if found.dropped:
-        console.print(f"\n[yellow]dropped[/yellow] from {escape(found.donor)}: {escape(', '.join(found.dropped))}")
-    _print_legend()
-    if recipe is None:
-        console.print("\nNo recipe: nothing of attention or feed-forward crosses exactly or by conversion.")
+        console.print(_plain(f"Dropped, because the base has no place for it: {', '.join(found.dropped)}."))
+    if found.base.known:
+        console.print(BASES)
+    _print_legend(console)
+    console.print()
+    if report.recipe is None:
+        console.print("No recipe: nothing of attention or feed-forward crosses exactly or by conversion.")
     else:
-        console.print("\nA recipe to start from:\n")
-        click.echo(recipe)
+        console.print("A recipe to start from:\n")
+        click.echo(report.recipe)
 
 
-def _draw_component(each: ComponentFit) -> tuple[str, ...]:
-    why = "; ".join([*each.steps, *each.reasons])
-    read = show_bytes(each.donor_bytes) if each.donor_bytes else "-"
-    return (each.component, show_ranges(each.layers) or "-", each.grade or "-", show_bytes(each.nbytes), read, why)
+def _print_head(console: Console, found: Compatibility) -> None:
+    sides = [(_plain(each.label, "bold"), f"({each.kind}, {each.layers} layers)") for each in (found.donor, found.base)]
+    (donor, of_donor), (base, of_base) = sides
+    console.print(Text.assemble(donor, " ", _plain(of_donor), " into ", base, " ", _plain(of_base)))
+    _print_origins(console, (found.base, found.donor))
 
 
-def _print_matrix(found: list[list[Compatibility]]) -> None:
+def _print_origins(console: Console, models: Sequence[ComparedModel]) -> None:
+    for origin, told in ORIGINS.items():
+        labels = [each.label for each in models if each.origin == origin]
+        if labels:
+            console.print(_plain(f"{', '.join(labels)}: {told}"))
+
+
+def _join_rows(components: Sequence[ComponentFit]) -> dict[_Row, list[ComponentFit]]:
+    """Components that are alike in class, layers and notes, joined where the first of them stands."""
+    rows: dict[_Row, list[ComponentFit]] = {}
+    for each in components:
+        rows.setdefault(_Row(each.grade or "-", each.layers, tuple(_list_notes(each))), []).append(each)
+    return rows
+
+
+def _list_notes(each: ComponentFit) -> Iterator[str]:
+    """What a person should know of it; that the donor calls it otherwise is nothing."""
+    joined = [step.removeprefix(JOINED) for step in each.steps if step.startswith(JOINED)]
+    if joined:
+        yield f"converted: {JOINED}{', '.join(joined)}"
+    for step in each.steps:
+        if not step.startswith(("named ", JOINED)):
+            yield f"converted: {step.removeprefix(f'{each.component} ')}"
+    yield from each.reasons
+
+
+def _draw_table(rows: dict[_Row, list[ComponentFit]], notes: Sequence[str]) -> Table:
+    table = Table("component", "layers", "class", "size", "read", "notes", box=None, pad_edge=False)
+    for row, alike in rows.items():
+        read = sum(each.donor_bytes for each in alike)
+        cells = (
+            ", ".join(each.component for each in alike),
+            show_ranges(row.layers) or "-",
+            row.grade,
+            show_bytes(sum(each.nbytes for each in alike)),
+            show_bytes(read) if read else "-",
+            ", ".join(str(1 + notes.index(note)) for note in row.notes) or "-",
+        )
+        table.add_row(*map(_plain, cells), style=COLORS[row.grade])
+    return table
+
+
+def _print_matrix(matrix: Matrix) -> None:
+    from xmerge.compatibility.matrix import PARTS
+
     console = open_console()
-    table = Table("base \\ donor", *(escape(each.donor) for each in found[0]), box=None, pad_edge=False)
-    for row in found:
-        table.add_row(escape(row[0].base), *(_draw_cell(each) for each in row))
+    numbers = [str(number) for number in range(1, 1 + len(matrix.models))]
+    table = Table("", "base \\ donor", *numbers, box=None, pad_edge=False)
+    for position, model in enumerate(matrix.models):
+        cells = [_draw_cell(each) for each in matrix.row(position)]
+        table.add_row(numbers[position], _plain(model.label), *cells)
+    for broken in matrix.unreadable:
+        table.add_row("-", _plain(broken.folder), *["-" for _ in numbers])
     console.print(table)
-    console.print("\nEach cell: the worst class of q, k, v, o and the feed-forward.")
-    _print_legend()
+    console.print()
+    for broken in matrix.unreadable:
+        told = " ".join(part for part in (broken.what, broken.why) if part)
+        console.print(_hang("-", f"{broken.folder}: {told}"))
+    _print_origins(console, matrix.models)
+    console.print(f"Each cell: the worst class of {', '.join(PARTS)}. One letter alone: of all that matches by name.")
+    _print_legend(console)
+    console.print("- in a cell: the base has no such part. ?: of one of the two nobody knows what its tensors do.")
 
 
-def _draw_cell(found: Compatibility) -> str:
-    drawn = ""
-    for name in MATRIX_COMPONENTS:
-        grades = [
-            each.grade
-            for each in found.components
-            if any(role == name or (name == "ffn" and role.startswith("ffn_")) for role in each.component.split("+"))
-            and each.grade
-        ]
-        worst = max(grades, default=None)
-        drawn += f"[{CLASS_COLORS[worst]}]{worst or '-'}[/]"
-    return drawn
+def _draw_cell(found: Compatibility | object) -> Text:
+    from xmerge.compatibility import Compatibility
+    from xmerge.compatibility.matrix import grade_parts
+
+    signs = [grade or "-" for grade in grade_parts(found)] if isinstance(found, Compatibility) else ["?"]
+    return Text.assemble(*((sign, COLORS[sign]) for sign in signs))
 
 
-def _print_legend() -> None:
+def _print_legend(console: Console) -> None:
     from xmerge.architecture.differences import CLASS_NAMES
 
-    told = ", ".join(f"[{CLASS_COLORS[grade]}]{grade}[/] {name}" for grade, name in CLASS_NAMES.items())
-    open_console().print(f"\n{told}, - only the base has it and it stays.")
+    told = [part for sign, name in CLASS_NAMES.items() for part in ((sign, COLORS[sign]), f" {name}, ")]
+    console.print(Text.assemble(*told, "- only the base has it, and it stays."))
+
+
+def _hang(mark: str, text: str) -> Table:
+    """Text whose lines begin behind its mark."""
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_row(mark, _plain(text))
+    return table
+
+
+def _plain(text: str, style: str = "") -> Text:
+    """Text as it is: no markup, and nothing that a terminal would act upon."""
+    from xmerge.compatibility import make_printable
+
+    return Text(make_printable(text), style)

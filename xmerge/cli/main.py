@@ -86,7 +86,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 def _tell(error: XmergeError, *, as_json: bool) -> int:
     """Print an error for the person, and for the machine if asked; the exit code."""
-    click.echo(click.style(f"{type(error).__name__}: ", fg="red", bold=True) + str(error), err=True)
+    # Names come from files, and a terminal would act upon what they hold.
+    told = "".join(sign if sign.isprintable() or sign == "\n" else repr(sign)[1:-1] for sign in str(error))
+    click.echo(click.style(f"{type(error).__name__}: ", fg="red", bold=True) + told, err=True)
     if as_json:
         click.echo(json.dumps({"error": describe_error(error)}))
     return error.exit_code

@@ -3,13 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from xmerge.architecture import Class, ResolvedArchitecture, ResolvedModel, TensorSpec, worst_class
+from xmerge.architecture.differences import ATTENTION, FEED_FORWARD
+from xmerge.compatibility.naming import Origin, tell_origin
 from xmerge.planning.alignment import Absent, Aligner, Fit, Misfit
 from xmerge.planning.layer_map import spread
+from xmerge.planning.refusals import refuse_strangers
 from xmerge.planning.slots import is_stray_head
 from xmerge.planning.warnings import list_foreign_roles
 from xmerge.values import Value
+
+LATENT_ATTENTION = ("attn_q_a", "attn_q_b", "attn_q_mla", "attn_kv_a", "attn_kv_b", "attn_output_mla")
+
+
+class ComparedModel(Value):
+    """One side of a comparison."""
+
+    label: str
+    reference: str
+    """As a recipe names it."""
+    local: bool
+    """Whether that is a folder."""
+    kind: str
+    """Its family, or its `model_type` where no family file exists."""
+    known: bool
+    """Whether a family file says what its tensors do; if not, they are compared by name."""
+    origin: Origin
+    """Where its shapes come from."""
+    layers: int
+    axes: dict[str, int]
 
 
 class ComponentFit(Value):
@@ -17,6 +41,10 @@ class ComponentFit(Value):
 
     component: str
     """Its role, or its name without the layer's number where nobody knows what it does."""
+    roles: tuple[str, ...]
+    """What it does, several for a fused tensor; empty where nobody knows."""
+    axes: tuple[str, ...]
+    """What its shape is made of."""
     grade: Class | None
     """None: only the base has it, and it stays."""
     reasons: tuple[str, ...]
@@ -25,50 +53,75 @@ class ComponentFit(Value):
     layers: tuple[int, ...]
     """The base's layers; empty outside the layers."""
     filter: str | None
-    """What chooses it in a recipe; None: no filter chooses it alone."""
+    """What chooses it in a recipe; None outside the layers."""
     nbytes: int
     """Bytes it has in the base."""
     donor_bytes: int
     """Bytes that a merge would read of the donor."""
 
+    @property
+    def is_projection(self) -> bool:
+        """Whether it is a matrix of attention or feed-forward: norms and embeddings belong to a model's own basis."""
+        kinds = {role.removesuffix("_exps").removesuffix("_shexp") for role in self.roles}
+        return bool(kinds) and kinds <= {*ATTENTION, *LATENT_ATTENTION, *FEED_FORWARD}
+
 
 class Compatibility(Value):
     """Everything a donor has for a base."""
 
-    base: str
-    donor: str
-    base_kind: str
-    donor_kind: str
-    base_layers: int
-    donor_layers: int
+    base: ComparedModel
+    donor: ComparedModel
     components: tuple[ComponentFit, ...]
     dropped: tuple[str, ...]
     """What the donor has and the base has no place for."""
 
-    def classes_of(self, component: str) -> Class | None:
+    def class_of(self, component: str) -> Class | None:
         """The worst class of a component in any layer; None: only the base has it."""
         found = [each.grade for each in self.components if each.component == component and each.grade]
         return worst_class(found) if found else None
 
 
 def compare_models(base: ResolvedModel, donor: ResolvedModel) -> Compatibility:
-    """Compare every tensor of the base with the donor's of the same role, layers meeting at the same share of depth."""
+    """Compare every tensor of the base with the donor's of the same role, layers meeting at the same share of depth.
+
+    Raises:
+        PlanError: Their types differ, and of one of them nobody knows what its tensors do.
+    """
+    refuse_strangers(base, donor)
     aligner = Aligner(ResolvedArchitecture((base, donor), (), 0))
-    alike: dict[tuple[object, ...], list[tuple[TensorSpec, Fit]]] = {}
+    alike: dict[tuple[str, _Verdict], list[tuple[TensorSpec, Fit]]] = {}
     for spec in _list_tensors(base):
         layer = None if spec.layer is None else spread(spec.layer, base.layers, donor.layers)
         fit = aligner.align(spec, 1, layer)
-        alike.setdefault((spec.role or spec.line, *_judge(fit)), []).append((spec, fit))
+        alike.setdefault((spec.role or spec.line, _judge(fit, spec, layer)), []).append((spec, fit))
     return Compatibility(
-        base=base.label,
-        donor=donor.label,
-        base_kind=base.kind,
-        donor_kind=donor.kind,
-        base_layers=base.layers,
-        donor_layers=donor.layers,
-        components=tuple(_describe(base, found) for found in alike.values()),
+        base=describe_side(base),
+        donor=describe_side(donor),
+        components=tuple(_describe(component, verdict, found) for (component, verdict), found in alike.items()),
         dropped=list_foreign_roles(base, donor, None),
     )
+
+
+def describe_side(model: ResolvedModel) -> ComparedModel:
+    """What a comparison tells of a model."""
+    return ComparedModel(
+        label=model.label,
+        reference=model.location.reference,
+        local=model.location.folder is not None,
+        kind=model.kind,
+        known=model.family is not None,
+        origin=tell_origin(model),
+        layers=model.layers,
+        axes=dict(model.axes),
+    )
+
+
+class _Verdict(NamedTuple):
+    """How well a donor's tensor fits."""
+
+    grade: Class | None
+    reasons: tuple[str, ...]
+    steps: tuple[str, ...] = ()
 
 
 def _list_tensors(base: ResolvedModel) -> Iterator[TensorSpec]:
@@ -79,27 +132,41 @@ def _list_tensors(base: ResolvedModel) -> Iterator[TensorSpec]:
     yield from sorted(own, key=lambda spec: (places.get(spec.line, len(places)), spec.line, spec.layer or 0, spec.name))
 
 
-def _judge(fit: Fit) -> tuple[Class | None, tuple[str, ...], tuple[str, ...]]:
-    """(class, reasons, steps)."""
+def _judge(fit: Fit, spec: TensorSpec, layer: int | None) -> _Verdict:
+    """What a fit says, without what only names the place: the same reason in many layers is one reason."""
     match fit:
         case Absent(reason):
-            return None, (reason,), ()
+            return _Verdict(None, (_shorten(reason, spec, layer),))
         case Misfit(reason, grade):
-            return grade, (reason,), ()
+            return _Verdict(grade, (_shorten(reason, spec, layer),))
         case _:
-            return fit.fit, fit.notes, fit.steps
+            return _Verdict(fit.fit, fit.notes, fit.steps)
 
 
-def _describe(base: ResolvedModel, found: list[tuple[TensorSpec, Fit]]) -> ComponentFit:
-    first, fit = found[0]
-    grade, reasons, steps = _judge(fit)
+def _shorten(reason: str, spec: TensorSpec, layer: int | None) -> str:
+    name = spec.role or spec.template
+    reason = reason.removeprefix(f"{name}: ").replace(f" has no {name}", " has none")
+    return reason.replace(f" in its layer {layer};", " in the layers that meet these;")
+
+
+def _describe(component: str, verdict: _Verdict, found: list[tuple[TensorSpec, Fit]]) -> ComponentFit:
+    first = found[0][0]
     return ComponentFit(
-        component=first.role or first.line,
-        grade=grade,
-        reasons=reasons,
-        steps=steps,
+        component=component,
+        roles=tuple(part.role for part in first.parts),
+        axes=tuple(dict.fromkeys(axis for part in first.parts for axis, _, _ in part.loops)),
+        grade=verdict.grade,
+        reasons=verdict.reasons,
+        steps=verdict.steps,
         layers=tuple(sorted({spec.layer for spec, _ in found if spec.layer is not None})),
-        filter=base.filter_of(first.role) if first.role else None,
+        filter=_find_filter(first),
         nbytes=sum(spec.stored.nbytes for spec, _ in found),
         donor_bytes=sum(each.nbytes for _, each in found if not isinstance(each, Absent | Misfit)),
     )
+
+
+def _find_filter(spec: TensorSpec) -> str | None:
+    """The part of a name that chooses a tensor in every layer, for every expert, and its bias with it."""
+    if spec.layer is None:
+        return None
+    return spec.line.rpartition("{layer}.")[2].partition("{")[0].rstrip(".").removesuffix(".weight")

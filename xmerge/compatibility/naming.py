@@ -1,93 +1,198 @@
-"""The models that people compare: a folder, a repository, a config.json alone, or the name of a popular model."""
+"""The models that people compare: a folder, a repository, a config.json alone, or the name of a popular one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
-from xmerge.architecture import ResolvedModel, describe_model, find_family
-from xmerge.architecture.models import describe_checkpoint, expect_tensors
+from xmerge.architecture import Family, ResolvedModel, TensorTemplate, describe_model, find_family, list_families
+from xmerge.architecture.models import MOST_LAYERS, describe_checkpoint, expect_tensors, label_apart
 from xmerge.checkpoints import Checkpoint, StoredTensor
 from xmerge.checkpoints.checkpoint import read_json_object
 from xmerge.checkpoints.headers import size_of
-from xmerge.config import parse_reference
+from xmerge.config import ModelReference, parse_reference
+from xmerge.config.schema import ModelPath
 from xmerge.errors import CheckpointError, nearest
 from xmerge.sources import Location, locate_model
+from xmerge.values import Value
+
+Origin = Literal["headers", "config.json", "table"]
+"""Where a model's shapes come from: its headers, its config.json alone, or the table of popular models."""
 
 DENSE_ROLES = ("ffn_gate", "ffn_up", "ffn_down")
+MOST_SKETCHED = 200_000
+"""More tensors than any model has: layers times experts, of what no header has confirmed."""
 SKETCHED_DTYPE = "BF16"
+SKETCH = "sketch"
+"""The pin of a model that nothing can be read of."""
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-def describe_model_named(text: str) -> ResolvedModel:
-    """The model that a person names; the weights of one that is only known by its config.json are left to that.
+class PopularModel(Value):
+    """A line of the table of popular models."""
+
+    repo: str
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Named:
+    """A model that was found, and not looked at."""
+
+    location: Location
+    config: Mapping[str, Any] | None = None
+    """All that is known of it, where that is its config.json; None: its headers tell."""
+
+    def describe(self, label: str) -> ResolvedModel:
+        """What each of its tensors does.
+
+        Args:
+            label: What people call it here.
+
+        Raises:
+            CheckpointError: It is damaged, or only its config.json is here and says too little.
+            HubError: The Hub refused or could not be reached.
+        """
+        location = self.location.model_copy(update={"label": label})
+        return describe_model(location) if self.config is None else sketch_model(location, self.config)
+
+
+def describe_models_named(texts: Sequence[str]) -> tuple[ResolvedModel, ...]:
+    """The models that a person names, their labels told apart.
 
     Raises:
         CheckpointError: There is no such model, or it is damaged.
         HubError: The Hub refused or could not be reached.
     """
-    folder = Path(text).expanduser()
+    found = [find_named(text) for text in texts]
+    labels = [location.label for location in label_apart([each.location for each in found])]
+    return tuple(each.describe(label) for each, label in zip(found, labels, strict=True))
+
+
+def find_named(text: str) -> Named:
+    """The model that a person names: a folder, a popular model, or a repository on the Hub.
+
+    Raises:
+        CheckpointError: There is no such model.
+        HubError: The Hub refused or could not be reached.
+    """
+    _refuse_no_text(text)
+    folder = Path(os.path.expanduser(text))
     if (folder / "config.json").is_file() and not any(folder.glob("*.safetensors")):
         config = read_json_object(folder / "config.json", f"{folder.name}/config.json")
-        return sketch_model(Location(reference=text, label=folder.resolve().name, folder=folder.resolve()), config)
-    if not folder.is_dir() and "/" not in text:
-        popular = list_popular_models()
-        if text.lower() in popular:
-            model = popular[text.lower()]
-            return sketch_model(Location(reference=str(model["repo"]), label=text.lower()), model["config"])
+        label = folder.name if folder.name not in ("", "..") else folder.resolve().name
+        return Named(Location(reference=text, label=label, folder=folder.resolve()), config)
+    if folder.is_dir():
+        # Its name may hold the signs of a revision or an adapter.
+        return Named(locate_model(ModelReference(model=ModelPath(path=text))))
+    if "/" in text:
+        return Named(locate_model(parse_reference(text)))
+    model = list_popular_models().get(text.lower())
+    if model is None:
         raise CheckpointError(
-            f"there is no folder '{text}', and no popular model of that name.",
-            remedy=f"{nearest(text.lower(), popular)} A repository is named org/name.",
+            f"there is no folder '{show_name(text)}', and no popular model of that name.",
+            remedy=f"{nearest(text.lower(), list_popular_models())} A repository is named org/name.",
         )
-    return describe_model(locate_model(parse_reference(text)))
+    return Named(Location(reference=model.repo, label=text.lower()), model.config)
 
 
 def list_model_folders(folder: Path) -> list[Path]:
-    """The folders in a folder that hold a model, by name.
+    """The folders in a folder that hold a config.json, by name.
 
     Raises:
         CheckpointError: There is none.
     """
-    found = sorted(path.parent for path in folder.glob("*/config.json")) if folder.is_dir() else []
+    remedy = "name a folder that holds the folders of models."
+    if not folder.is_dir():
+        raise CheckpointError(f"there is no folder '{show_name(str(folder))}'.", remedy=remedy)
+    found = sorted(path.parent for path in folder.glob("*/config.json"))
     if not found:
-        raise CheckpointError(f"no folder in {folder} holds a config.json.", remedy="name the folder of the models.")
+        raise CheckpointError(f"no folder in {show_name(str(folder))} holds a config.json.", remedy=remedy)
     return found
 
 
+def show_name(text: str) -> str:
+    """A name for people, with the bytes that are no text written out."""
+    return os.fsencode(text).decode("utf-8", "backslashreplace")
+
+
+def tell_origin(model: ResolvedModel) -> Origin:
+    """Where a model's shapes come from."""
+    if model.checkpoint.pin != SKETCH:
+        return "headers"
+    return "table" if model.location.folder is None else "config.json"
+
+
 def sketch_model(location: Location, config: Mapping[str, Any]) -> ResolvedModel:
-    """A model as its config.json implies it, without any header.
+    """A model as its config.json implies it, without any header: in bfloat16, with experts in every layer that may.
 
     Raises:
         CheckpointError: No family file describes it, or config.json lacks something.
     """
     family = find_family(config)
     if family is None:
+        kinds = dict.fromkeys(kind for each in list_families() for kind in each.model_types)
+        told = str(config.get("model_type"))
         raise CheckpointError(
-            f"{location.label} has no weights here, and no family file says what a {config.get('model_type')} has.",
-            remedy="fetch its weights; headers are enough for a repository on the Hub.",
+            f"{location.label} is here as a config.json alone, and no family file says what tensors a {told!r} has.",
+            why=f"families are found by 'model_type'; {nearest(told, kinds)}",
+            remedy="fetch its weights too (of a repository, headers are enough), or add a file to xmerge/families.",
         )
     spelled = family.spelled_like(())
     language = family.language_config(config)
-    axes, tied = spelled.read_axes(language, location.label), spelled.is_tied(language)
+    axes = spelled.read_axes(language, location.label)
+    _refuse_endless(axes, location.label)
     tensors = {
-        name: _sketch_tensor(name, place.template.shape(axes))
-        for name, place in expect_tensors(spelled, axes).items()
-        if place.template.exists(language, tied=tied)
-        or (place.template.maybe and "experts" in axes and not set(DENSE_ROLES) & set(place.template.roles))
+        stored.name: stored for stored in _sketch_tensors(spelled, axes, language, tied=spelled.is_tied(language))
     }
-    return describe_checkpoint(location, Checkpoint(location.label, config, (), tensors, "sketch"), family)
+    return describe_checkpoint(location, Checkpoint(location.label, config, (), tensors, SKETCH), family)
 
 
-def _sketch_tensor(name: str, shape: tuple[int, ...]) -> StoredTensor:
-    return StoredTensor(name, "", SKETCHED_DTYPE, shape, 0, size_of(SKETCHED_DTYPE, shape))
+def _sketch_tensors(
+    family: Family, axes: Mapping[str, int], config: Mapping[str, Any], *, tied: bool
+) -> Iterator[StoredTensor]:
+    for name, place in expect_tensors(family, axes).items():
+        if place.template.exists(config, tied=tied) or _is_likely(place.template, axes):
+            shape = place.template.shape(axes)
+            yield StoredTensor(name, "", SKETCHED_DTYPE, shape, 0, size_of(SKETCHED_DTYPE, shape))
+
+
+def _is_likely(template: TensorTemplate, axes: Mapping[str, int]) -> bool:
+    """Whether most layers have a tensor that only headers can tell: experts, rather than the dense layers before."""
+    if not template.maybe or "experts" not in axes or template.role.endswith("_bias"):
+        return False
+    return not set(DENSE_ROLES) & set(template.roles)
+
+
+def _refuse_no_text(name: str) -> None:
+    if show_name(name) != name:
+        raise CheckpointError(
+            f"the name {show_name(name)} holds bytes that are no text.", remedy="rename the folder, in UTF-8."
+        )
+
+
+def _refuse_endless(axes: Mapping[str, int], label: str) -> None:
+    """A name is made for every layer and expert, and here no header says how many there are."""
+    if axes["layers"] > MOST_LAYERS or axes["layers"] * axes.get("experts", 1) > MOST_SKETCHED:
+        told = ", ".join(f"{axes[axis]} {axis}" for axis in ("layers", "experts") if axis in axes)
+        raise CheckpointError(
+            f"{label}/config.json says {told}, which no model has.", remedy="fetch config.json from the model's page."
+        )
 
 
 @cache
-def list_popular_models() -> Mapping[str, Mapping[str, Any]]:
+def list_popular_models() -> Mapping[str, PopularModel]:
     """Popular models by name: their repository, and what of their config.json decides shapes and traits."""
     text = resources.files("xmerge.compatibility").joinpath("popular.yaml").read_text(encoding="utf-8")
-    return dict(yaml.safe_load(text))
+    found: dict[str, PopularModel] = {}
+    for name, entry in yaml.load(text, _LOADER).items():  # noqa: S506 - a safe one
+        like = found[entry["as"]].config if "as" in entry else {}
+        found[name] = PopularModel(repo=entry["repo"], config={**like, **entry.get("config", {})})
+    return found

@@ -2,73 +2,150 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
+from collections.abc import Iterator, Sequence
+
 import yaml
 
-from xmerge.architecture.differences import ATTENTION, CLASS_NAMES, FEED_FORWARD
-from xmerge.compatibility.comparison import Compatibility, ComponentFit
+from xmerge.architecture import Class, worst_class
+from xmerge.architecture.differences import CLASS_NAMES
+from xmerge.compatibility.comparison import ComparedModel, Compatibility, ComponentFit
+from xmerge.compatibility.summary import list_obstacles
+from xmerge.values import Value
 
 START = 0.1
-"""The t that the recipe suggests; of unrelated tensors slerp makes cos(9 degrees) = 0.988 and sin(9 degrees) = 0.156."""
+"""The t that the recipe suggests; for unrelated tensors slerp has cos(9 deg) = 0.988 and sin(9 deg) = 0.156."""
+WIDTH = 100
+_PLAIN = re.compile(r"[A-Za-z_./~][\w./~-]*", re.ASCII)
 
 
-def write_recipe(found: Compatibility, base: str, donor: str) -> str | None:
-    """A recipe that merges what is exact or convertible, with the rest in comments; None: nothing is.
+class Choice(Value):
+    """A filter of a recipe, with all that it chooses."""
 
-    Args:
-        found: The comparison.
-        base: How the recipe names the base.
-        donor: How it names the donor.
-    """
-    crossing = {each.component: each for each in found.components if _crosses(found, each)}
-    if not crossing:
+    filter: str
+    components: tuple[str, ...]
+    grade: Class
+    """The worst of them."""
+    reasons: tuple[str, ...]
+
+
+def write_recipe(found: Compatibility) -> str | None:
+    """A recipe that merges what is exact or convertible, with the rest in comments; None: nothing is."""
+    lines = list(_write_parameters(found))
+    if not lines:
         return None
-    lines = [
-        f"# What of {_one_line(found.donor)} crosses into {_one_line(found.base)} exactly or by conversion.",
+    base, donor = (_write_model(each) for each in (found.base, found.donor))
+    head = [
+        *_comment(f"What of {found.donor.label} crosses into {found.base.label} exactly or by conversion."),
         "# Of tensors that have nothing in common, slerp at t 0.1 takes 0.988 of the base and 0.156 of the donor.",
         "merge_method: slerp",
-        f"base_model: {_quote(base)}",
+        f"base_model: {base}",
         "models:",
-        f"  - model: {_quote(base)}",
-        f"  - model: {_quote(donor)}",
+        f"  - model: {base}",
+        f"  - model: {donor}",
     ]
-    if found.base_layers != found.donor_layers:
-        lines.append(f"layer_map: proportional   # {found.base_layers} layers meet {found.donor_layers}")
-    lines += ["parameters:", "  t:   # 0 is the base, 1 the donor; what no filter names is the base's, byte for byte"]
-    lines += [_write_filter(each, CLASS_NAMES[each.grade or "E"]) for each in crossing.values()]
-    left_out = _list_approximate(found)
-    if left_out:
-        lines.append("    # These fit and mean something else; take the # away to merge them too:")
-        lines += [f"    # {_write_filter(each, each.reasons[0]).strip()}" for each in left_out]
-    return "\n".join(lines) + "\n"
+    if found.base.layers != found.donor.layers:
+        head.append(f"layer_map: proportional   # {found.base.layers} layers meet {found.donor.layers}")
+    return "\n".join([*head, *lines]) + "\n"
 
 
-def _write_filter(each: ComponentFit, why: str) -> str:
-    return f"    - {{filter: {_quote(each.filter)}, value: {START}}}   # {each.component}: {_one_line(why)}"
+def list_choices(found: Compatibility) -> list[Choice]:
+    """The filters that a recipe can name, in the order of the base's tensors."""
+    filters = dict.fromkeys(each.filter for each in found.components if each.filter and each.is_projection)
+    return [_choose(found, text) for text in filters if text]
 
 
-def _crosses(found: Compatibility, each: ComponentFit) -> bool:
-    return each.filter is not None and _is_projection(each) and found.classes_of(each.component) in ("A", "B")
+def make_printable(text: str) -> str:
+    """Text on one line, without anything that a terminal or YAML would act upon."""
+    return " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
 
 
-def _list_approximate(found: Compatibility) -> list[ComponentFit]:
-    chosen: dict[str, ComponentFit] = {}
-    for each in found.components:
-        if each.filter and each.grade == "C" and _is_projection(each) and found.classes_of(each.component) == "C":
-            chosen.setdefault(each.component, each)
-    return list(chosen.values())
+def _choose(found: Compatibility, text: str) -> Choice:
+    caught = [each for each in found.components if each.filter and text in each.filter and not _is_bias(each)]
+    graded = [each for each in caught if each.grade is not None]
+    return Choice(
+        filter=text,
+        components=tuple(dict.fromkeys(each.component for each in graded)),
+        grade=worst_class(each.grade for each in graded if each.grade is not None),
+        reasons=tuple(dict.fromkeys(reason for each in graded for reason in each.reasons)),
+    )
 
 
-def _is_projection(each: ComponentFit) -> bool:
-    """Whether it is a matrix of attention or feed-forward: norms and embeddings belong to each model's own basis."""
-    roles = {role.removesuffix("_exps").removesuffix("_shexp") for role in each.component.split("+")}
-    return roles <= {*ATTENTION, *FEED_FORWARD}
+def _is_bias(each: ComponentFit) -> bool:
+    """A bias goes where its weight goes."""
+    return bool(each.roles) and all(role.endswith("_bias") for role in each.roles)
 
 
-def _quote(text: str | None) -> str:
-    """Text as one YAML scalar."""
-    written = yaml.safe_dump(text, default_flow_style=True, allow_unicode=True, width=10_000)
-    return written.removesuffix("\n...\n").strip()
+def _write_parameters(found: Compatibility) -> Iterator[str]:
+    """The lines from `parameters:` on; none where nothing crosses."""
+    if not found.base.known:
+        yield from _write_by_name(found)
+        return
+    choices = list_choices(found)
+    crossing = [each for each in choices if each.grade in ("A", "B")]
+    if not crossing:
+        return
+    yield "parameters:"
+    yield "  t:   # 0 is the base, 1 the donor; what no filter names is the base's, byte for byte"
+    for each in crossing:
+        yield f"    - {_write_filter(each)}   # {', '.join(each.components)}: {CLASS_NAMES[each.grade]}"
+    yield from _write_approximate([each for each in choices if each.grade == "C"])
+    obstacles = list(list_obstacles(found))
+    if obstacles:
+        yield "    # These stay the base's:"
+        for names, why in obstacles:
+            yield from _comment(f"{', '.join(names)}: {why}", "    # ")
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+def _write_approximate(choices: Sequence[Choice]) -> Iterator[str]:
+    """What fits and means something else, by reasons, each filter behind a # that can be taken away."""
+    if choices:
+        yield "    # These fit and mean something else. Take the # before a filter away to merge it too."
+    grouped: dict[tuple[str, ...], list[Choice]] = {}
+    for each in choices:
+        grouped.setdefault(each.reasons, []).append(each)
+    for reasons, alike in grouped.items():
+        names = [name for each in alike for name in each.components]
+        yield from _comment(f"{', '.join(names)}: {'; '.join(reasons)}", "    # ")
+        for each in alike:
+            yield f"    #- {_write_filter(each)}"
+
+
+def _write_by_name(found: Compatibility) -> Iterator[str]:
+    """Without a family file every tensor that matches is merged, because nobody knows which ones should not be."""
+    grades = [each.grade for each in found.components if each.grade]
+    if "A" not in grades:
+        return
+    if set(grades) != {"A"}:
+        yield "on_mismatch: base   # some do not fit, and stay the base's"
+    yield "parameters:"
+    yield f"  t: {START}   # 0 is the base, 1 the donor; no family file says which tensors are what"
+
+
+def _write_filter(each: Choice) -> str:
+    return f"{{filter: {_quote(each.filter)}, value: {START}}}"
+
+
+def _write_model(model: ComparedModel) -> str:
+    """A model as a recipe names it; the path of a folder stands alone where its signs mean a revision or an adapter."""
+    written = _quote(model.reference)
+    return f"{{path: {written}}}" if model.local and {"@", "+"} & set(model.reference) else written
+
+
+def _comment(text: str, lead: str = "# ") -> list[str]:
+    return textwrap.wrap(
+        make_printable(text),
+        width=WIDTH,
+        initial_indent=lead,
+        subsequent_indent=f"{lead}  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _quote(text: str) -> str:
+    """Text as one YAML scalar, on one line, that can stand in braces."""
+    if _PLAIN.fullmatch(text) and yaml.safe_load(text) == text:
+        return text
+    return yaml.safe_dump(text, default_style='"', allow_unicode=text.isprintable(), width=float("inf")).strip()
