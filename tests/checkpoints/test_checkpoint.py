@@ -141,6 +141,14 @@ SHARDED: dict[str, tuple[Damage, str]] = {
         lambda folder: (folder / "config.json").write_text("[" * 100_000, encoding="utf-8"),
         "org/m/config.json is not JSON.\n  do: fetch the file again.",
     ),
+    "config.json is deep": (
+        lambda folder: (folder / "config.json").write_text('{"a": ' + "[" * 101 + "]" * 101 + "}", encoding="utf-8"),
+        "org/m/config.json is nested more than 100 deep.\n  do: fetch the file again.",
+    ),
+    "config.json holds half a character": (
+        lambda folder: (folder / "config.json").write_text('{"a": "\\ud83d"}', encoding="utf-8"),
+        "org/m/config.json holds half of a character.\n  do: fetch the file again.",
+    ),
     "config.json is a list": (
         lambda folder: (folder / "config.json").write_text("[]", encoding="utf-8"),
         "org/m/config.json is not a JSON object.",

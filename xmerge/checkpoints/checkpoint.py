@@ -17,6 +17,7 @@ from xmerge.values import fingerprint_json
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 MAX_JSON_BYTES = 64 * 2**20
+MAX_JSON_DEPTH = 100
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -60,7 +61,7 @@ def read_checkpoint(folder: Path, label: str) -> Checkpoint:
     Raises:
         CheckpointError: Something is missing, damaged, contradicts itself, or is no safetensors checkpoint.
     """
-    config = read_json_object(folder / "config.json", f"{label}/config.json")
+    config = read_config(folder / "config.json", f"{label}/config.json")
     names, index = list_shards(_list_names(folder, label), label, lambda name: folder / name)
     shards, entries = [], {}
     for name in names:
@@ -166,7 +167,34 @@ def read_json_object(path: Path, told: str) -> dict[str, Any]:
         raise CheckpointError(f"{told} is not JSON.", remedy="fetch the file again.") from None
     if not isinstance(data, dict):
         raise CheckpointError(f"{told} is not a JSON object.")
+    if _is_deep(data):
+        raise CheckpointError(f"{told} is nested more than {MAX_JSON_DEPTH} deep.", remedy="fetch the file again.")
     return data
+
+
+def read_config(path: Path, told: str) -> dict[str, Any]:
+    """The config.json of a model; all of it can be written again.
+
+    Raises:
+        CheckpointError: The file is missing, too large, no JSON object, or holds what is no text.
+    """
+    data = read_json_object(path, told)
+    try:
+        json.dumps(data, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise CheckpointError(f"{told} holds half of a character.", remedy="fetch the file again.") from None
+    return data
+
+
+def _is_deep(data: dict[str, Any]) -> bool:
+    """Whether anything that looks into the data level by level could run out of stack."""
+    level: list[Any] = [data]
+    for _ in range(MAX_JSON_DEPTH):
+        inner = [each.values() if isinstance(each, dict) else each for each in level]
+        level = [child for children in inner for child in children if isinstance(child, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 def read_weight_map(path: Path, told: str) -> dict[str, str]:
