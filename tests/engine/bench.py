@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 from xmerge.checkpoints.checkpoint import read_local_shard
-from xmerge.engine.combine import Combiner
 from xmerge.engine.reading import TORCH_DTYPES, OpenSources
 from xmerge.engine.results import TensorResult
+from xmerge.engine.rules import RuleMerger
 from xmerge.engine.shard import ShardWriter
 from xmerge.methods import find_method
 from xmerge.methods.contract import Gram, GramUnknownError
@@ -44,15 +44,17 @@ class Bench:
         """A source, with its pieces as segments."""
         _, entries, start = read_local_shard(self.folders[number] / FILE, FILE)
         stored = {entry.name: entry for entry in entries}
+        sizes = [piece.numel() for piece in self.pieces[number]]
         segments = tuple(
             Segment(
                 tensor=name,
                 file=FILE,
                 dtype=stored[name].dtype,
                 offset=start + stored[name].begin,
-                elements=self.pieces[number][index].numel(),
+                elements=sizes[index],
+                at=sum(sizes[:index]),
             )
-            for index, name in enumerate(map(_name, range(len(self.pieces[number]))))
+            for index, name in enumerate(map(_name, range(len(sizes))))
         )
         return Source(model=number, pin=f"pin{number}", segments=segments, shift=shift)
 
@@ -130,7 +132,7 @@ class Bench:
         path = self.folder / f"shard-{block}"
         path.unlink(missing_ok=True)
         with OpenSources(plan, layer, self.folders) as sources, ShardWriter(path, layer) as shard:
-            result = Combiner(plan, sources, torch.device("cpu"), block).combine(layer.tensors[0], shard)
+            result = RuleMerger(plan, sources, torch.device("cpu"), block).combine(layer.tensors[0], shard)
             shard.seal()
         return read_back(path)[NAME], result
 

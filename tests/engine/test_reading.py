@@ -13,8 +13,11 @@ from hypothesis import strategies as st
 
 from tests.engine.bench import FILE, Bench, draw, same_bits
 from tests.faults import fail_with
-from xmerge.engine.reading import BlockReader, OpenSources, stamp_files
+from xmerge.engine.blocks import Buffers, SourceReader
+from xmerge.engine.reading import OpenSources, stamp_files
 from xmerge.errors import CheckpointError, SourceChangedError
+
+CPU = torch.device("cpu")
 
 
 @given(data=st.data(), lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5), block=st.integers(1, 20))
@@ -28,21 +31,8 @@ def test_how_a_source_is_cut_into_segments_does_not_matter(data, lengths, block)
         bench = Bench(Path(folder), [whole.split(lengths)])
         plan = bench.plan()
         with OpenSources(plan, plan.layers[0], bench.folders) as sources:
-            BlockReader(sources, block, torch.device("cpu")).read(bench.source(0), start, out)
+            SourceReader(bench.source(0), sources, Buffers(block, CPU)).read(start, out)
     assert same_bits(out, whole[start : start + count].float())
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-@pytest.mark.parametrize("wide", [torch.float32, torch.float64])
-def test_every_dtype_is_read_as_the_number_it_is(tmp_path, dtype, wide):
-    """A stored number keeps its value in the wider dtype."""
-    values = draw(3, 30, dtype)
-    bench = Bench(tmp_path, [values])
-    out = torch.empty(30, dtype=wide)
-    plan = bench.plan()
-    with OpenSources(plan, plan.layers[0], bench.folders) as sources:
-        BlockReader(sources, 30, torch.device("cpu")).read(bench.source(0), 0, out)
-    assert same_bits(out, values.to(wide))
 
 
 def test_short_reads_are_read_on(tmp_path, monkeypatch):
@@ -52,7 +42,7 @@ def test_short_reads_are_read_on(tmp_path, monkeypatch):
     plan, out, real = bench.plan(), torch.empty(50), os.preadv
     monkeypatch.setattr(os, "preadv", lambda file, views, at: real(file, [views[0][:3]], at))
     with OpenSources(plan, plan.layers[0], bench.folders) as sources:
-        BlockReader(sources, 50, torch.device("cpu")).read(bench.source(0), 0, out)
+        SourceReader(bench.source(0), sources, Buffers(50, CPU)).read(0, out)
     assert same_bits(out, values)
 
 
@@ -63,7 +53,7 @@ def test_a_file_that_cannot_be_opened_or_read_is_named(tmp_path, monkeypatch):
     with OpenSources(plan, plan.layers[0], bench.folders) as sources:
         monkeypatch.setattr(os, "preadv", fail_with(5))
         with pytest.raises(CheckpointError, match=r"model0/model\.safetensors cannot be read: Input/output") as caught:
-            BlockReader(sources, 10, torch.device("cpu")).read(bench.source(0), 0, torch.empty(10))
+            SourceReader(bench.source(0), sources, Buffers(10, CPU)).read(0, torch.empty(10))
         assert caught.value.where == "piece9"
     (bench.folders[0] / FILE).unlink()
     with pytest.raises(CheckpointError, match=r"model0/model\.safetensors cannot be opened: No such file"):
@@ -91,7 +81,7 @@ def test_a_file_that_shrinks_under_the_reader_is_no_crash(tmp_path):
     with OpenSources(plan, plan.layers[0], bench.folders) as sources:
         os.truncate(bench.folders[0] / FILE, 500)
         with pytest.raises(SourceChangedError, match=r"model0/model\.safetensors ends before piece9 does"):
-            BlockReader(sources, 1000, torch.device("cpu")).read(source, 0, torch.empty(1000))
+            SourceReader(source, sources, Buffers(1000, CPU)).read(0, torch.empty(1000))
         with pytest.raises(SourceChangedError, match="changed while it was read"):
             sources.check_unchanged()
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tests.fake_checkpoints import write_fake, write_headers
-from xmerge.architecture import describe_model
+from xmerge.architecture import describe_model, list_families
 from xmerge.checkpoints import read_checkpoint
 from xmerge.sources import Location
 from xmerge.validation.checks import (
@@ -49,11 +49,16 @@ def test_every_difference_is_told_with_its_layer(checkpoint):
     assert all(each.remedy and each.severity == "error" for each in found)
 
 
-def test_a_head_is_stray_only_under_tied_embeddings(tmp_path):
-    """A head of its own is part of an untied model, and never read in a tied one."""
-    model = read_checkpoint(write_headers(tmp_path, CONFIG, {"lm_head.weight": ("BF16", (2, 2))}), "model")
-    assert [each.code for each in check_head(model, tied=True)] == ["stray_head"]
-    assert list(check_head(model, tied=False)) == []
+@pytest.mark.parametrize(
+    ("family", "head"), [("llama", "lm_head.weight"), ("gpt_neox", "embed_out.weight"), (None, "lm_head.weight")]
+)
+def test_a_head_is_stray_only_under_tied_embeddings(tmp_path, family, head):
+    """A head of its own, whatever its family calls it, is part of an untied model, and never read in a tied one."""
+    tensors = {head: ("BF16", (2, 2)), "other.weight": ("BF16", (2, 2))}
+    model = read_checkpoint(write_headers(tmp_path, CONFIG, tensors), "model")
+    described = next((each for each in list_families() if each.family == family), None)
+    assert [(each.code, each.tensor) for each in check_head(model, described, tied=True)] == [("stray_head", head)]
+    assert list(check_head(model, described, tied=False)) == []
 
 
 def test_the_dtype_that_is_claimed_is_that_of_most_weights(tmp_path):

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from xmerge.engine.reading import TORCH_DTYPES, BlockReader, OpenSources
+from xmerge.engine.blocks import BlockReader
+from xmerge.engine.reading import TORCH_DTYPES, OpenSources
 from xmerge.engine.results import TensorResult
 from xmerge.engine.shard import ShardWriter
 from xmerge.errors import CheckpointError, InvalidMergeError
@@ -19,11 +20,14 @@ from xmerge.interrupt import check_stop
 from xmerge.methods import find_method
 from xmerge.methods.contract import Gram
 from xmerge.planning.memory import BLOCK_ELEMENTS
-from xmerge.planning.plan import MergePlan, TensorPlan
+from xmerge.planning.plan import LostBias, MergePlan, Source, TensorPlan
 
 DIGITS = 6
 FLOAT32_DIGITS = 5
 """Of what was summed in float32, for the report alone; what decides a result is summed in float64."""
+
+Products = tuple[float, float, float]
+"""<y,y>, <y,b> and <b,b> of an output y and its base b."""
 
 
 class Combiner:
@@ -40,9 +44,10 @@ class Combiner:
         """Write one merged tensor into its shard.
 
         Raises:
-            CheckpointError: An input holds NaN or infinity.
-            InvalidMergeError: The output does, though no input did.
+            CheckpointError: An input holds NaN or infinity, or a folded gain cannot be divided by.
+            InvalidMergeError: The output holds NaN or infinity, though no input did.
         """
+        self._reader.open(tensor.sources)
         gram = self._gram(tensor) if tensor.coefficients is None else None
         coefficients = tensor.coefficients
         if coefficients is None:
@@ -50,22 +55,25 @@ class Combiner:
             self._check_gram(tensor, gram)
             method = find_method(tensor.method)
             coefficients = method.coefficients(Gram(gram), len(tensor.sources), dict(tensor.parameters))
-        measured = self._stream(tensor, coefficients, shard, measure=gram is None and tensor.base is not None)
-        products = measured if gram is None else _products_with_base(gram, coefficients, tensor.base)
-        cosine, ratio = compare(products, FLOAT32_DIGITS if gram is None else DIGITS)
+        squares, products = self._stream(tensor, coefficients, shard, measure=gram is None)
+        if gram is not None:
+            squares, products = _measure_by_gram(gram, coefficients, tensor.base)
+        digits = FLOAT32_DIGITS if gram is None else DIGITS
+        cosine, ratio = compare(products, digits)
         return TensorResult(
             name=tensor.name,
             coefficients=tuple(round_digits(c) for c in coefficients),
             cosine=cosine,
             norm_ratio=ratio,
             donor_cosines=_donor_cosines(gram),
+            bias_ratios=self._compare_biases(tensor, squares, digits),
         )
 
     def _gram(self, tensor: TensorPlan) -> list[list[float]]:
         """All inner products of the sources, accumulated in float64."""
         n = len(tensor.sources)
         gram = [[0.0] * n for _ in range(n)]
-        for start, count in self._blocks(tensor):
+        for start, count in self._blocks(tensor.elements):
             wide = [self._buffer(f"wide{i}", torch.float64)[:count] for i in range(n)]
             for source, out in zip(tensor.sources, wide, strict=True):
                 self._reader.read(source, start, out)
@@ -79,22 +87,24 @@ class Combiner:
 
     def _stream(
         self, tensor: TensorPlan, coefficients: Sequence[float], shard: ShardWriter, *, measure: bool
-    ) -> tuple[float, float, float] | None:
-        """Combine block by block; with `measure`, the products <y,y>, <y,b>, <b,b>."""
-        yy = yb = bb = 0.0
+    ) -> tuple[list[float], Products | None]:
+        """Combine block by block; with `measure`, <x,x> of the sources that is asked for, and the products."""
+        squares, yy, yb = [0.0] * len(tensor.sources), 0.0, 0.0
+        base = tensor.base if measure else None
+        measured = list_measured(tensor) if measure else []
         total = math.fsum(coefficients)
-        for start, count in self._blocks(tensor):
+        for start, count in self._blocks(tensor.elements):
             inputs = [self._buffer(f"input{i}", torch.float32)[:count] for i in range(len(tensor.sources))]
             for source, out in zip(tensor.sources, inputs, strict=True):
                 self._reader.read(source, start, out)
             y = self._sum(inputs, coefficients, total, count)
             self._write(tensor, start, y, shard)
-            if measure and tensor.base is not None:
-                base = inputs[tensor.base]
+            for number in measured:
+                squares[number] += torch.dot(inputs[number], inputs[number]).item()
+            if base is not None:
                 yy += torch.dot(y, y).item()
-                yb += torch.dot(y, base).item()
-                bb += torch.dot(base, base).item()
-        return (yy, yb, bb) if measure else None
+                yb += torch.dot(y, inputs[base]).item()
+        return squares, None if base is None else (yy, yb, squares[base])
 
     def _sum(
         self, inputs: Sequence[torch.Tensor], coefficients: Sequence[float], total: float, count: int
@@ -140,7 +150,7 @@ class Combiner:
     def _check_gram(self, tensor: TensorPlan, gram: Sequence[Sequence[float]]) -> None:
         for number in range(len(tensor.sources)):
             if not math.isfinite(gram[number][number]):
-                for start, count in self._blocks(tensor):
+                for start, count in self._blocks(tensor.elements):
                     block = self._buffer("input0", torch.float32)[:count]
                     self._reader.read(tensor.sources[number], start, block)
                     bad = (~torch.isfinite(block)).nonzero()
@@ -149,17 +159,35 @@ class Combiner:
 
     def _nonfinite_input(self, tensor: TensorPlan, number: int, at: int) -> CheckpointError:
         source = tensor.sources[number]
-        label, name = self._plan.models[source.model].label, source.segments[0].tensor
+        name, element = self._reader.find_stored(source, at)
         return CheckpointError(
-            f"{label} holds NaN or infinity in {name}, at element {at}.",
+            f"{self._plan.models[source.model].label} holds NaN or infinity in {name}, at element {element}.",
             where=f"for {tensor.name} of the output",
             remedy="repair the model, or leave the tensor out with a filter.",
         )
 
-    def _blocks(self, tensor: TensorPlan) -> Iterator[tuple[int, int]]:
-        for start in range(0, tensor.elements, self._block):
+    def _compare_biases(self, tensor: TensorPlan, squares: Sequence[float], digits: int) -> tuple[float | None, ...]:
+        """Norms of the biases that sources lose over those of the sources, whose squares are given."""
+        return tuple(
+            _compare_norms(self._square_biases(lost), squares[lost.source], digits) for lost in tensor.lost_biases
+        )
+
+    def _square_biases(self, lost: LostBias) -> float:
+        """The sum of the squares of the biases that a weight loses."""
+        sources = [Source(model=lost.model, pin="", segments=(bias,)) for bias in lost.biases]
+        self._reader.open(sources)
+        total = 0.0
+        for source, bias in zip(sources, lost.biases, strict=True):
+            for start, count in self._blocks(bias.elements):
+                numbers = self._buffer("wide0", torch.float64)[:count]
+                self._reader.read(source, start, numbers)
+                total += torch.dot(numbers, numbers).item()
+        return total
+
+    def _blocks(self, elements: int) -> Iterator[tuple[int, int]]:
+        for start in range(0, elements, self._block):
             check_stop()
-            yield start, min(self._block, tensor.elements - start)
+            yield start, min(self._block, elements - start)
 
     def _buffer(self, name: str, dtype: torch.dtype) -> torch.Tensor:
         key = (name, dtype)
@@ -173,22 +201,13 @@ def round_digits(value: float, digits: int = DIGITS) -> float:
     return float(f"{value:.{digits}g}")
 
 
-def _bytes_of(tensor: torch.Tensor) -> memoryview:
-    return tensor.cpu().view(torch.uint8).numpy().data
+def list_measured(tensor: TensorPlan) -> list[int]:
+    """The sources whose norms are reported, or a part of what is: the base, and those that lose a bias."""
+    lossy = {lost.source for lost in tensor.lost_biases}
+    return [number for number in range(len(tensor.sources)) if number == tensor.base or number in lossy]
 
 
-def _products_with_base(
-    gram: Sequence[Sequence[float]], coefficients: Sequence[float], base: int | None
-) -> tuple[float, float, float] | None:
-    if base is None:
-        return None
-    n = range(len(coefficients))
-    yy = math.fsum(coefficients[i] * coefficients[j] * gram[i][j] for i in n for j in n)
-    yb = math.fsum(coefficients[i] * gram[i][base] for i in n)
-    return yy, yb, gram[base][base]
-
-
-def compare(products: tuple[float, float, float] | None, digits: int) -> tuple[float | None, float | None]:
+def compare(products: Products | None, digits: int) -> tuple[float | None, float | None]:
     """Cosine and norm ratio to the base; None where one of the two has no direction."""
     if products is None:
         return None, None
@@ -197,6 +216,30 @@ def compare(products: tuple[float, float, float] | None, digits: int) -> tuple[f
         return None, None
     cosine = max(-1.0, min(1.0, yb / math.sqrt(yy * bb)))
     return round_digits(cosine, digits), round_digits(math.sqrt(yy / bb), digits)
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    return tensor.cpu().view(torch.uint8).numpy().data
+
+
+def _measure_by_gram(
+    gram: Sequence[Sequence[float]], coefficients: Sequence[float], base: int | None
+) -> tuple[list[float], Products | None]:
+    """<x,x> of every source, and the products with the base."""
+    n = range(len(coefficients))
+    squares = [gram[i][i] for i in n]
+    if base is None:
+        return squares, None
+    yy = math.fsum(coefficients[i] * coefficients[j] * gram[i][j] for i in n for j in n)
+    yb = math.fsum(coefficients[i] * gram[i][base] for i in n)
+    return squares, (yy, yb, squares[base])
+
+
+def _compare_norms(square: float, other: float, digits: int) -> float | None:
+    """A norm over another, from their squares; None where one is no number, or there is nothing to compare with."""
+    if other <= 0.0 or not math.isfinite(square):
+        return None
+    return round_digits(math.sqrt(square / other), digits)
 
 
 def _donor_cosines(gram: Sequence[Sequence[float]] | None) -> tuple[float, ...]:

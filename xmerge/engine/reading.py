@@ -9,15 +9,13 @@ from typing import Self
 
 import torch
 
+from xmerge.checkpoints.checkpoint import read_local_shard
 from xmerge.checkpoints.headers import DTYPE_BYTES
-from xmerge.engine.ordering import cut_boxes, list_spans
 from xmerge.engine.results import SourceStamp
 from xmerge.errors import CheckpointError, SourceChangedError
-from xmerge.planning.plan import Gain, LayerPlan, MergePlan, Segment, Source, list_segments
+from xmerge.planning.plan import LayerPlan, MergePlan, Segment, list_segments
 
 TORCH_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
-SMALLEST_GAIN = 1e-4
-"""Of a norm's largest gain; a column read through a smaller one is not divided by it."""
 
 
 class OpenSources:
@@ -72,6 +70,12 @@ class OpenSources:
                 )
             done += count
 
+    def find_element(self, model: int, segment: Segment, place: int) -> int:
+        """An element of a segment as the number it has in its stored tensor."""
+        _, entries, start = read_local_shard(self._folders[model] / segment.file, self._told(model, segment.file))
+        begin = next(start + entry.begin for entry in entries if entry.name == segment.tensor)
+        return place + (segment.offset - begin) // DTYPE_BYTES[segment.dtype]
+
     def check_unchanged(self) -> None:
         """Refuse files that changed while they were read.
 
@@ -118,92 +122,6 @@ def stamp_files(plan: MergePlan, layer: LayerPlan, folders: Sequence[Path]) -> t
     """
     with OpenSources(plan, layer, folders) as sources:
         return sources.stamps
-
-
-class BlockReader:
-    """Reads blocks of a source on a device, through one reused buffer."""
-
-    def __init__(self, sources: OpenSources, block: int, device: torch.device) -> None:
-        self._sources = sources
-        self._raw = torch.empty(block * 8, dtype=torch.uint8, pin_memory=device.type == "cuda")
-        self._bytes = self._raw.numpy().data
-        self._staged = torch.empty(block * 8, dtype=torch.uint8, device=device) if device.type != "cpu" else self._raw
-        self._device = device
-        self._gains: dict[Gain, torch.Tensor] = {}
-
-    def read(self, source: Source, start: int, out: torch.Tensor) -> None:
-        """Fill `out`, of any float dtype, with a source's numbers for the output's elements from `start` on."""
-        for segment in source.segments:
-            low, high = start - segment.at, start - segment.at + out.numel()
-            if segment.order:
-                self._read_reordered(source.model, segment, low, high, out)
-            elif low < segment.elements and high > 0:
-                first, last = max(low, 0), min(high, segment.elements)
-                raw = self._read_run(source.model, segment, first, last - first)
-                filled = out[first - low : last - low].copy_(raw)
-                if segment.scale != 1.0:
-                    filled.mul_(segment.scale)
-        if source.gain is not None:
-            self._apply_gain(source.gain, source.model, start, out)
-        if source.shift:
-            out.add_(source.shift)
-
-    def _read_reordered(self, model: int, segment: Segment, low: int, high: int, out: torch.Tensor) -> None:
-        most = len(self._bytes) // DTYPE_BYTES[segment.dtype]
-        for box in cut_boxes(segment.order, low, high):
-            for span in list_spans(box, most):
-                raw = self._read_run(model, segment, span.source, span.length)
-                counts = [count for count, _, _ in span.loops]
-                taken = raw.as_strided(counts, [step for _, step, _ in span.loops])
-                steps = [step for _, _, step in span.loops]
-                filled = out.as_strided(counts, steps, out.storage_offset() + span.output - low).copy_(taken)
-                if segment.scale != 1.0:
-                    filled.mul_(segment.scale)
-
-    def _read_run(self, model: int, segment: Segment, first: int, count: int) -> torch.Tensor:
-        """Consecutive elements of a tensor, in its own dtype; valid until the next call."""
-        width = DTYPE_BYTES[segment.dtype]
-        nbytes = count * width
-        self._sources.read(model, segment, first * width, self._bytes[:nbytes])
-        raw = self._raw[:nbytes]
-        if self._staged is not self._raw:
-            raw = self._staged[:nbytes].copy_(raw)
-        return raw.view(TORCH_DTYPES[segment.dtype])
-
-    def _apply_gain(self, gain: Gain, model: int, start: int, out: torch.Tensor) -> None:
-        if gain not in self._gains:
-            self._gains[gain] = self._read_gain(gain, model).to(self._device)
-        places = torch.arange(start, start + out.numel(), device=self._device)
-        columns = places.div_(gain.stride, rounding_mode="floor").remainder_(gain.length)
-        out.mul_(self._gains[gain][columns])
-
-    def _read_gain(self, gain: Gain, model: int) -> torch.Tensor:
-        """The donor's gain over the base's, in float64.
-
-        Raises:
-            CheckpointError: A gain of the base is so small that dividing by it would blow up a column.
-        """
-        gains = []
-        for owner, segment, shift in (
-            (model, gain.donor, gain.donor_shift),
-            (gain.base_model, gain.base, gain.base_shift),
-        ):
-            read = torch.ones(gain.length, dtype=torch.float64)
-            if segment is not None:
-                read.copy_(self._read_run(owner, segment, 0, gain.length)).add_(shift)
-            gains.append(read)
-        donor, base = gains
-        small = (base.abs() < SMALLEST_GAIN * base.abs().max()).nonzero()
-        if small.numel():
-            assert gain.base is not None
-            at = int(small[0])
-            raise CheckpointError(
-                f"{self._sources.label(gain.base_model)} has a gain of {base[at].item():.3g} in {gain.base.tensor}, at "
-                f"element {at}, and 'input_norm' would divide by it.",
-                why=f"that is less than {SMALLEST_GAIN:g} of its largest gain; the column would be blown up.",
-                remedy="take input_norm out of 'folds'.",
-            )
-        return donor.div_(base)
 
 
 def _stamp(descriptor: int, pin: str, file: str) -> SourceStamp:

@@ -1,4 +1,4 @@
-"""Merging by a rule: statistics of the whole tensor by streaming over its inputs, then a pass that writes the output."""
+"""Merging by a rule: statistics of the whole tensor by streaming over its inputs, then a pass that writes."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ class RuleMerger(Combiner):
         method = find_method(tensor.method)
         if not method.is_rule:
             return super().combine(tensor, shard)
+        self._reader.open(tensor.sources)
         streamed = StreamedTensor(self, tensor, by_rows=method.by_rows)
         rule = method.rule(streamed, dict(tensor.parameters))
         products = [0.0, 0.0, 0.0]

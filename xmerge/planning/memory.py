@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
-from xmerge.planning.plan import MergePlan, TensorPlan
+from xmerge.checkpoints.headers import DTYPE_BYTES
+from xmerge.planning.plan import MergePlan, Source, TensorPlan
 
 BLOCK_ELEMENTS = {"cpu": 2**17, "cuda": 2**24}
 """How many numbers are combined at a time; a result does not depend on it by more than the order of float64 sums."""
 
+WINDOW_BYTES = 64 * 2**20
+"""How much of a source is read ahead where the neighbours in a block lie far apart in the file."""
+
+FAR_BYTES = 64
 WIDEST = 8
 """Bytes of the widest number that is read: a float64."""
 
 
 def estimate_buffers(plan: MergePlan, device: str = "cpu") -> int:
     """Bytes of the buffers that one worker holds at most."""
-    numbers = max((_bytes_for_each_number(tensor) for tensor in plan.tensors if not tensor.is_copied), default=0)
-    return numbers * BLOCK_ELEMENTS[device]
+    block = BLOCK_ELEMENTS[device]
+    computed = [tensor for tensor in plan.tensors if not tensor.is_copied]
+    windows = max((sum(reads_ahead(source, block) for source in tensor.sources) for tensor in computed), default=0)
+    return max(map(_bytes_for_each_number, computed), default=0) * block + windows * WINDOW_BYTES
+
+
+def reads_ahead(source: Source, block: int) -> bool:
+    """Whether the neighbours in a block of the output lie far apart in the file, as in a transposed tensor.
+
+    Block by block such a source would be read in pieces of a few numbers, a call for each.
+    """
+    return block * WIDEST <= WINDOW_BYTES and any(
+        segment.order and segment.elements > block and segment.order[-1][1] * DTYPE_BYTES[segment.dtype] > FAR_BYTES
+        for segment in source.segments
+    )
 
 
 def _bytes_for_each_number(tensor: TensorPlan) -> int:

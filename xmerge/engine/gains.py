@@ -1,0 +1,83 @@
+"""Folded gains: a donor's norm over the base's, multiplied into the columns of a matrix that reads what they give."""
+
+from __future__ import annotations
+
+import torch
+
+from xmerge.checkpoints.headers import DTYPE_BYTES
+from xmerge.engine.reading import TORCH_DTYPES, OpenSources
+from xmerge.errors import CheckpointError
+from xmerge.planning.plan import Gain, Segment
+
+SMALLEST_GAIN = 1e-4
+"""Of a norm's largest gain; a column read through a smaller one is not divided by it."""
+
+
+class FoldedGain:
+    """What each column of a matrix is multiplied by, block by block."""
+
+    def __init__(self, gain: Gain, model: int, files: OpenSources, block: int, device: torch.device) -> None:
+        """Read both norms.
+
+        Args:
+            gain: What to fold, and where the columns are.
+            model: Whose matrix it is.
+            files: Where the norms are.
+            block: The most elements that are multiplied at a time.
+            device: Where that happens.
+
+        Raises:
+            CheckpointError: A gain is no number, or one of the base's is too small to divide by.
+        """
+        factors = read_factors(gain, model, files)
+        self._stride, self._length = gain.stride, gain.length
+        # Over and over, so that the factors of any columns in a row that make a block are one piece of it.
+        self._factors = factors.repeat(block // gain.length + 2).to(device)
+
+    def apply(self, start: int, out: torch.Tensor) -> None:
+        """Multiply a block of the matrix, whose first element is the one at `start`."""
+        first, last = start // self._stride, (start + out.numel() - 1) // self._stride
+        factors = self._factors.narrow(0, first % self._length, last - first + 1)
+        if self._stride > 1:
+            factors = factors.repeat_interleave(self._stride).narrow(0, start - first * self._stride, out.numel())
+        out.mul_(factors)
+
+
+def read_factors(gain: Gain, model: int, files: OpenSources) -> torch.Tensor:
+    """The donor's gain over the base's, in float64: one for each column.
+
+    Raises:
+        CheckpointError: A gain is no number, or one of the base's is too small to divide by.
+    """
+    donor = _read_norm(gain.donor, gain.donor_shift, gain.length, model, files)
+    base = _read_norm(gain.base, gain.base_shift, gain.length, gain.base_model, files)
+    if gain.base is not None:
+        _check_divisor(base, gain.base, files.label(gain.base_model))
+    return donor.div_(base)
+
+
+def _read_norm(segment: Segment | None, shift: float, length: int, model: int, files: OpenSources) -> torch.Tensor:
+    """A norm's gains in float64; ones where there is no norm."""
+    if segment is None:
+        return torch.ones(length, dtype=torch.float64)
+    raw = torch.empty(length * DTYPE_BYTES[segment.dtype], dtype=torch.uint8)
+    files.read(model, segment, 0, raw.numpy().data)
+    gains = raw.view(TORCH_DTYPES[segment.dtype]).double().add_(shift)
+    if not torch.isfinite(gains).all():
+        raise CheckpointError(
+            f"{files.label(model)} holds NaN or infinity in {segment.tensor}, and 'input_norm' would fold it in.",
+            remedy="repair the model, or take input_norm out of 'folds'.",
+        )
+    return gains
+
+
+def _check_divisor(base: torch.Tensor, segment: Segment, label: str) -> None:
+    small = (base.abs() <= SMALLEST_GAIN * base.abs().max()).nonzero()
+    if small.numel():
+        at = int(small[0])
+        raise CheckpointError(
+            f"{label} has a gain of {base[at].item():.3g} in {segment.tensor}, at element {at}, and 'input_norm' would "
+            "divide by it.",
+            why=f"that is less than {SMALLEST_GAIN:g} of its largest gain; the column would be blown up.",
+            remedy="take input_norm out of 'folds'.",
+        )
