@@ -29,7 +29,9 @@ from tests.watched_models import (
 from xmerge.architecture import Family, ResolvedModel, describe_model, find_family, list_families
 from xmerge.architecture.models import describe_checkpoint
 from xmerge.architecture.traits import Traits
+from xmerge.errors import CheckpointError
 from xmerge.sources import Location, read_model
+from xmerge.validation.checks import check_family
 
 
 @pytest.fixture(scope="module")
@@ -568,3 +570,31 @@ def test_rotation_is_read_from_old_files_too(
     share = theirs.rope_parameters.get("partial_rotary_factor", 1)
     size = getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads
     assert int(size * share) == rotary
+
+
+def test_layers_that_predict_further_tokens_are_none_of_the_models(tmp_path: Path):
+    """What lies behind the last layer has no role and no layer where config.json says so, and is refused elsewhere."""
+    further = {"model.layers.4.eh_proj.weight": ("BF16", (8, 16)), "model.layers.4.mlp.gate.weight": ("BF16", (4, 8))}
+    model = describe(write_fake(tmp_path / "told", "deepseek_v3", extra=further, num_nextn_predict_layers=1))
+    apart = {spec.name: spec for spec in model.tensors if spec.name in further}
+    assert model.layers == 4
+    assert model.has_further_layers
+    assert all((spec.role, spec.layer, spec.after_layers) == (None, None, True) for spec in apart.values())
+    assert not describe(write_fake(tmp_path / "none", "deepseek_v3", num_nextn_predict_layers=1)).has_further_layers
+    for count in (0, None, "1"):
+        folder = write_fake(tmp_path / str(count), "deepseek_v3", extra=further, num_nextn_predict_layers=count)
+        with pytest.raises(CheckpointError, match=r"holds model.layers.4.eh_proj.weight.* says 4 layers"):
+            describe(folder)
+
+
+def test_a_damaged_checkpoint_is_not_blamed_for_its_further_layers(tmp_path: Path):
+    """Looking for what is wrong, layers that predict further tokens are not counted."""
+    further = {"model.layers.4.eh_proj.weight": ("BF16", (8, 16))}
+    folder = write_fake(tmp_path, "deepseek_v3", extra=further, num_nextn_predict_layers=1)
+    checkpoint, family = read_model(describe(folder).location), find_family({"model_type": "deepseek_v3"})
+    assert family is not None
+    axes = family.read_axes(checkpoint.config, "m")
+    assert list(check_family(checkpoint, family, axes, tied=False)) == []
+    untold = {key: value for key, value in checkpoint.config.items() if key != "num_nextn_predict_layers"}
+    (finding,) = check_family(replace(checkpoint, config=untold), family, axes, tied=False)
+    assert finding.code == "layer_count"

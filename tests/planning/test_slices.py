@@ -185,3 +185,23 @@ def test_a_layer_of_a_deeper_model_takes_the_shape_of_the_target_s_layers(bench)
     assert plan.models[0].label == "A"
     last = {name.split("layers.3.")[1] for name in tensors_of(plan) if "layers.3." in name}
     assert last == {name.split("layers.0.")[1] for name in tensors_of(plan) if "layers.0." in name}
+
+
+def test_the_last_layer_stays_before_those_that_predict_further_tokens(bench):
+    """What is numbered on from the last layer merges where that stays, and no stack of another depth is made of it."""
+    further = {f"model.layers.4.{name}.weight": ("BF16", (8, 16)) for name in ("eh_proj", "enorm")}
+    for name in "AB":
+        bench.write(name, "deepseek_v3", extra=further, num_nextn_predict_layers=1)
+    plan = bench.plan("merge_method: linear\nparameters: {weight: 0.5}\nmodels: [{model: A}, {model: B}]")
+    assert len([layer for layer in plan.layers if layer.index is not None]) == 4
+    assert all(labels_of(plan, name) == ["A", "B"] for name in further)
+    error = bench.refuse(
+        "merge_method: passthrough\nslices:\n"
+        "- sources: [{model: A, layer_range: [0, 4]}]\n- sources: [{model: B, layer_range: [1, 4]}]\n"
+    )
+    assert str(error) == (
+        "the output would have 7 layers, and A holds layers behind its 4 that predict further tokens.\n"
+        "  at: recipe.yml, line 2: slices\n"
+        "  why: those layers are numbered on from the last.\n"
+        "  do: keep 4 layers, or merge checkpoints without what lies behind them."
+    )

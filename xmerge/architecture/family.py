@@ -117,10 +117,12 @@ class Family(Value):
     """Whether the output shares the embedding when config.json does not say."""
     layer_types: tuple[str, ...] = ()
     """The kinds of layers, in turn, when config.json has no `layer_types`."""
+    further_layers: str = "0"
+    """How many layers behind the last only predict further tokens; they are carried by name."""
     layer_period: str = "'none'"
     """Where a key says how the kinds come: every n-th layer is of the last kind, the others are of the first."""
     norm_eps: str = "rms_norm_eps | 1e-6"
-    activation: str = "hidden_act"
+    activation: str = "hidden_act | 'silu'"
     block: str = "'sequential'"
     """`sequential`, or `parallel` where attention and feed-forward read the same input."""
     rope_theta: str = "rope_theta | 10000"
@@ -160,7 +162,7 @@ class Family(Value):
     @model_validator(mode="after")
     def _is_sound(self) -> Self:
         rules = (*self.requires, *self.axes.values(), *(getattr(self, name) for name in RULES))
-        for rule in (*rules, self.sliding_rope_theta or "1"):
+        for rule in (*rules, self.further_layers, self.sliding_rope_theta or "1"):
             check_rule(rule)
         for template in self.templates:
             if any(len(loops) > len(set(loops)) for loops in name_loops(template.nodes)):
@@ -229,6 +231,11 @@ class Family(Value):
         for axis, rule in self.axes.items():
             axes[axis] = _read_axis(axis, rule, config, axes, label)
         return axes
+
+    def count_further_layers(self, config: Mapping[str, Any], axes: Mapping[str, int]) -> int:
+        """How many layers behind the last only predict further tokens."""
+        said = evaluate_rule(self.further_layers, config, axes)
+        return max(said, 0) if type(said) is int else 0
 
     def is_tied(self, config: Mapping[str, Any], names: Collection[str] = ()) -> bool:
         """Whether the output matrix is the embedding.

@@ -143,6 +143,11 @@ class ResolvedModel:
         return {key: tuple(each) for key, each in found.items()}
 
     @cached_property
+    def has_further_layers(self) -> bool:
+        """Whether layers that only predict further tokens lie behind the last."""
+        return any(spec.layer is None and "{layer}" in spec.line for spec in self.tensors)
+
+    @cached_property
     def roles(self) -> frozenset[str]:
         """Everything that some tensor of it does."""
         return frozenset(role for _, role in self.by_role)
@@ -257,12 +262,12 @@ def describe_checkpoint(location: Location, checkpoint: Checkpoint, found: Famil
     Raises:
         CheckpointError: config.json and headers contradict each other.
     """
+    _check_config(checkpoint, found)
     family = found.spelled_like(checkpoint.tensors)
     config = family.language_config(checkpoint.config)
     axes = family.read_axes(config, checkpoint.label)
     tied = family.is_tied(config, checkpoint.tensors)
     _refuse_impossible_size(axes, checkpoint)
-    _check_config(checkpoint, found)
     known = expect_tensors(family, axes)
     packed = _find_packed(checkpoint, config, known, tied=tied)
     specs = [
@@ -271,18 +276,13 @@ def describe_checkpoint(location: Location, checkpoint: Checkpoint, found: Famil
         else _specify(stored, family, known, checkpoint.label)
         for stored in checkpoint.tensors.values()
     ]
+    further = family.count_further_layers(config, axes)
+    specs = [_set_apart(spec, axes["layers"], further) for spec in specs]
     _check_layer_count(specs, axes["layers"], checkpoint.label)
     places = _place_packed(packed, known, family.layer_beginnings)
     return ResolvedModel(location, checkpoint, family, axes, axes["layers"], tied, tuple(specs), places)
 
 
-def _choose_target(config: MergeConfig, references: tuple[ModelReference, ...]) -> ModelReference:
-    if config.architecture == "base":
-        return references[0]
-    if config.architecture not in references:
-        raise PlanError(
-            f"'architecture' names {config.architecture}, which is no model of this configuration.",
-            where=config.source.locate("architecture"),
 def _check_config(checkpoint: Checkpoint, family: Family) -> None:
     """Refuse what config.json says in the place of the language model's part, or of yes and no to ties."""
     said = checkpoint.config
@@ -294,6 +294,13 @@ def _check_config(checkpoint: Checkpoint, family: Family) -> None:
         raise refuse_said(checkpoint.label, f"tie_word_embeddings = {show(tied)}", "neither true nor false")
 
 
+def _choose_target(config: MergeConfig, references: tuple[ModelReference, ...]) -> ModelReference:
+    if config.architecture == "base":
+        return references[0]
+    if config.architecture not in references:
+        raise PlanError(
+            f"'architecture' names {config.architecture}, which is no model of this configuration.",
+            where=config.source.locate("architecture"),
             remedy=f"name one of: {', '.join(str(each) for each in references)}.",
         )
     return config.architecture
@@ -448,6 +455,13 @@ def _describe_unknown(location: Location, checkpoint: Checkpoint) -> ResolvedMod
     _refuse_impossible_size({"layers": layers}, checkpoint)
     tied = bool(checkpoint.config.get("tie_word_embeddings", False))
     return ResolvedModel(location, checkpoint, None, {}, layers, tied, specs, _place_packed(packed, {}))
+
+
+def _set_apart(spec: TensorSpec, layers: int, further: int) -> TensorSpec:
+    """A tensor of a layer that only predicts further tokens stands behind the layers."""
+    if spec.layer is None or not layers <= spec.layer < layers + further:
+        return spec
+    return replace(spec, layer=None, after_layers=True, template=spec.name)
 
 
 def _check_layer_count(specs: list[TensorSpec], layers: int, label: str) -> None:

@@ -81,11 +81,25 @@ def lay_out(config: MergeConfig, architecture: ResolvedArchitecture, method: Mer
         body = []
         for piece in pieces:
             body += piece.lay_out(len(body), architecture, module_levels)
+    _refuse_moved_end(config, architecture, len(body), (*path, "slices"))
     first, last = pieces[0], pieces[-1]
     overrides = ((("globals",), config.globals),)
     before = first.lay_out_outside(overrides, module_levels, after=False)
     after = last.lay_out_outside(overrides, module_levels, after=True)
     return (before, *body, after)
+
+
+def _refuse_moved_end(config: MergeConfig, architecture: ResolvedArchitecture, layers: int, path: Path) -> None:
+    """Layers that only predict further tokens are numbered on from the last, which must stay where it is."""
+    target = architecture.target
+    if layers != target.layers and target.has_further_layers:
+        raise PlanError(
+            f"the output would have {layers} layers, and {target.label} holds layers behind its {target.layers} that "
+            "predict further tokens.",
+            where=config.source.locate(*path),
+            why="those layers are numbered on from the last.",
+            remedy=f"keep {target.layers} layers, or merge checkpoints without what lies behind them.",
+        )
 
 
 @dataclass(frozen=True)
