@@ -84,13 +84,13 @@ def check_sdist(sdist: Path) -> None:
 
 
 def check_wheel(wheel: Path) -> None:
-    """The wheel has one package, with the flows, the tasks and the families inside it."""
+    """The wheel has one package, with the flows, the tasks, the families and the popular models inside it."""
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
     require(tops == {"xmerge"}, f"the wheel puts {sorted(tops)} into site-packages")
     wanted = {f"{INSIDE}/{name}" for folder in ("flows", "tasks") for name in sources(folder)}
-    wanted |= sources("xmerge") | sources("xmerge/families", "*.yaml") | {"xmerge/py.typed"}
+    wanted |= sources("xmerge") | sources("xmerge", "*.yaml") | {"xmerge/py.typed"}
     require(wanted <= names, f"the wheel lacks {sorted(wanted - names)}")
     compiled = {name for name in names if name.endswith(".pyc")}
     require(not compiled, f"the wheel carries {sorted(compiled)[:5]}")

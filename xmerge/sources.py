@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from xmerge import hub
 from xmerge.checkpoints import Checkpoint, Shard, read_checkpoint
-from xmerge.checkpoints.checkpoint import collect_tensors, list_shards, read_config
+from xmerge.checkpoints.checkpoint import INDEX_NAME, collect_tensors, list_shards, read_config
 from xmerge.checkpoints.headers import parse_header
 from xmerge.config import ModelReference
 from xmerge.errors import CheckpointError, HubError, PlanError
@@ -116,7 +116,7 @@ def _find_folder(path: str, config_folder: Path | None) -> Path | None:
 # A commit never changes, and a merge is planned twice: before it starts anything, and as its own step.
 @cache
 def _read_remote(repo: str, commit: str, label: str) -> Checkpoint:
-    folder = hub.fetch_metadata(repo, commit)
+    folder = hub.fetch_metadata(repo, commit, ("config.json", INDEX_NAME))
     config = read_config(folder / "config.json", f"{label}/config.json")
     sizes = hub.list_files(repo, commit)
     names, index = list_shards(sorted(sizes), label, lambda name: folder / name)

@@ -85,7 +85,7 @@ def test_the_zoo_has_recipes_of_every_kind(zoo):
     found = [compare_models(zoo[base, 4], zoo[donor, 6]) for base, donor in itertools.product(bases, NAMES)]
     offered = [each for each in found if write_recipe(each)]
     grades = [{choice.grade for choice in list_choices(each)} for each in offered]
-    assert len(offered) > 20
+    assert len(offered) > 10
     assert any("B" in each for each in grades)
     assert any("C" in each for each in grades)
     assert any(each == {"A"} for each in grades)

@@ -159,14 +159,7 @@ def _describe(component: str, verdict: _Verdict, found: list[tuple[TensorSpec, F
         reasons=verdict.reasons,
         steps=verdict.steps,
         layers=tuple(sorted({spec.layer for spec, _ in found if spec.layer is not None})),
-        filter=_find_filter(first),
+        filter=None if first.layer is None else first.filter,
         nbytes=sum(spec.stored.nbytes for spec, _ in found),
         donor_bytes=sum(each.nbytes for _, each in found if not isinstance(each, Absent | Misfit)),
     )
-
-
-def _find_filter(spec: TensorSpec) -> str | None:
-    """The part of a name that chooses a tensor in every layer, for every expert, and its bias with it."""
-    if spec.layer is None:
-        return None
-    return spec.line.rpartition("{layer}.")[2].partition("{")[0].rstrip(".").removesuffix(".weight")

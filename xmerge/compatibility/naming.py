@@ -15,7 +15,7 @@ import yaml
 from xmerge.architecture import Family, ResolvedModel, TensorTemplate, describe_model, find_family, list_families
 from xmerge.architecture.models import MOST_LAYERS, describe_checkpoint, expect_tensors, label_apart
 from xmerge.checkpoints import Checkpoint, StoredTensor
-from xmerge.checkpoints.checkpoint import read_json_object
+from xmerge.checkpoints.checkpoint import read_config
 from xmerge.checkpoints.headers import size_of
 from xmerge.config import ModelReference, parse_reference
 from xmerge.config.schema import ModelPath
@@ -86,7 +86,7 @@ def find_named(text: str) -> Named:
     _refuse_no_text(text)
     folder = Path(os.path.expanduser(text))
     if (folder / "config.json").is_file() and not any(folder.glob("*.safetensors")):
-        config = read_json_object(folder / "config.json", f"{folder.name}/config.json")
+        config = read_config(folder / "config.json", f"{folder.name}/config.json")
         label = folder.name if folder.name not in ("", "..") else folder.resolve().name
         return Named(Location(reference=text, label=label, folder=folder.resolve()), config)
     if folder.is_dir():

@@ -6,7 +6,7 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from fnmatch import fnmatchcase
@@ -140,10 +140,15 @@ def list_files(repo: str, commit: str) -> dict[str, int]:
     return _sizes_by_name({entry.path: entry.size for entry in entries if isinstance(entry, RepoFile)})
 
 
-def fetch_metadata(repo: str, commit: str) -> Path:
+def fetch_metadata(repo: str, commit: str, names: Collection[str] | None = None) -> Path:
     """Fetch what a plan and an output need besides weights: configuration, index, tokenizer, card, licence.
 
     Never weights, never code, never pickles. What the cache has already is not fetched again.
+
+    Args:
+        repo: `org/name` on the Hub.
+        commit: The pinned commit.
+        names: The only files to fetch, where the commit has them; None: all.
 
     Returns:
         The commit's folder in the local Hub cache.
@@ -154,7 +159,8 @@ def fetch_metadata(repo: str, commit: str) -> Path:
         StorageError: The cache cannot be written.
     """
     sizes = list_files(repo, commit)
-    return _fetch_files(repo, commit, {name: size for name, size in sizes.items() if _is_metadata(name)})
+    wanted = {name for name in sizes if _is_metadata(name) and (names is None or name in names)}
+    return _fetch_files(repo, commit, {name: size for name, size in sizes.items() if name in wanted})
 
 
 def fetch_shards(repo: str, commit: str, files: Sequence[str]) -> Path:
