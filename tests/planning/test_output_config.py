@@ -167,3 +167,12 @@ def test_a_changed_tokenizer_is_another_plan(bench):
     before = bench.plan(SLERP).fingerprint
     (a / "tokenizer.json").write_text('{"model": {"vocab": {}}}')
     assert bench.plan(SLERP).fingerprint != before
+
+
+@pytest.mark.parametrize("numbers", [5, "x", {}, True], ids=repr)
+def test_numbers_of_layers_that_are_no_list_are_refused(bench, numbers):
+    """What another model says where a list of layers belongs is told with its key."""
+    bench.write("A", mlp_only_layers=[0])
+    bench.write("B", mlp_only_layers=numbers)
+    error = bench.refuse(stack(("A", "[0, 2]"), ("B", "[1, 4]")), code=3)
+    assert error.what == f"B/config.json says mlp_only_layers = {numbers!r}, which is no list of layers."

@@ -15,7 +15,7 @@ ROPE_KINDS = frozenset({"default", "linear", "dynamic", "yarn", "longrope", "su"
 
 _RENAMED = {"su": "longrope"}
 _TRAINED_LENGTH = "original_max_position_embeddings"
-_FROM_TRAINED_LENGTH = frozenset({"llama3", "yarn", "longrope", "su"})
+_FROM_TRAINED_LENGTH = ("llama3", "yarn", "longrope", "su")
 """The kinds that start from the length a model was trained with; old files say it outside, or not at all."""
 
 _MAY_BE_NONE = ("window", "attention_softcap", "output_softcap")
@@ -191,7 +191,7 @@ class Traits:
         if not isinstance(listed, list) or not all(map(is_wanted, listed)):
             raise refuse_said(self.label, f"{key} = {show(listed)}", f"no list of {wanted}")
         if len(listed) < layers:
-            raise refuse_said(self.label, f"{key} for {len(listed)} layers", f"not all of its {layers}")
+            raise refuse_said(self.label, f"{key} = {show(listed)}", f"fewer than its {layers} layers")
 
 
 def _is_positive(value: Any) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 from xmerge.architecture import ResolvedArchitecture, ResolvedModel
 from xmerge.architecture.models import config_dtype
+from xmerge.architecture.rules import refuse_said, show
 from xmerge.checkpoints import torch_name_of
 from xmerge.errors import CheckpointError, PlanError
 from xmerge.planning.plan import LayerPlan
@@ -99,8 +100,16 @@ def _edit_depth(
         _edit(data, key, [_kind_of_layer(model, layer, key, target) for model, layer in origins], edits)
     for key in LAYER_NUMBER_KEYS:
         if isinstance(data.get(key), list):
-            marked = [(model.config.get(key, data[key]), layer) for model, layer in origins]
+            marked = [(_list_numbers(model, key, data[key]), layer) for model, layer in origins]
             _edit(data, key, [place for place, (numbers, layer) in enumerate(marked) if layer in numbers], edits)
+
+
+def _list_numbers(model: ResolvedModel, key: str, otherwise: Sequence[Any]) -> Sequence[Any]:
+    """The layers that a model's config.json lists, or what another's does where it has no such list."""
+    numbers = model.config.get(key, otherwise)
+    if numbers is not None and not isinstance(numbers, list):
+        raise refuse_said(model.label, f"{key} = {show(numbers)}", "no list of layers")
+    return numbers or ()
 
 
 def _list_per_layer_keys(data: dict[str, Any], target: ResolvedModel) -> list[str]:
