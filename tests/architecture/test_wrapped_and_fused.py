@@ -580,6 +580,7 @@ def test_layers_that_predict_further_tokens_are_none_of_the_models(tmp_path: Pat
     assert model.layers == 4
     assert model.has_further_layers
     assert all((spec.role, spec.layer, spec.after_layers) == (None, None, True) for spec in apart.values())
+    assert all(spec.template == name for name, spec in apart.items())
     assert not describe(write_fake(tmp_path / "none", "deepseek_v3", num_nextn_predict_layers=1)).has_further_layers
     for count in (0, None, "1"):
         folder = write_fake(tmp_path / str(count), "deepseek_v3", extra=further, num_nextn_predict_layers=count)
