@@ -26,6 +26,8 @@ ORIGINS = {
 }
 BASES = "Norms and embeddings that fit still belong to their own model's basis; the recipe leaves them to the base."
 JOINED = "joined with "
+WIDEST = 24
+"""Columns of a narrow terminal that names may take without being folded."""
 
 
 @click.command()
@@ -123,7 +125,11 @@ def _list_notes(each: ComponentFit) -> Iterator[str]:
 
 
 def _draw_table(rows: dict[_Row, list[ComponentFit]], notes: Sequence[str]) -> Table:
-    table = Table("component", "layers", "class", "size", "read", "notes", box=None, pad_edge=False)
+    words = [word for alike in rows.values() for each in alike for word in f"{each.component},".split()]
+    table = Table(box=None, pad_edge=False)
+    table.add_column("component", overflow="fold", min_width=min(WIDEST, max(map(len, words))))
+    for heading in ("layers", "class", "size", "read", "notes"):
+        table.add_column(heading, overflow="fold")
     for row, alike in rows.items():
         read = sum(each.donor_bytes for each in alike)
         cells = (
@@ -143,7 +149,9 @@ def _print_matrix(matrix: Matrix) -> None:
 
     console = open_console()
     numbers = [str(number) for number in range(1, 1 + len(matrix.models))]
-    table = Table("", "base \\ donor", *numbers, box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("", "base \\ donor", *numbers):
+        table.add_column(heading, overflow="fold")
     for position, model in enumerate(matrix.models):
         cells = [_draw_cell(each) for each in matrix.row(position)]
         table.add_row(numbers[position], _plain(model.label), *cells)
@@ -177,7 +185,9 @@ def _print_legend(console: Console) -> None:
 
 def _hang(mark: str, text: str) -> Table:
     """Text whose lines begin behind its mark."""
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table.grid(padding=(0, 1))
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")
     table.add_row(mark, _plain(text))
     return table
 

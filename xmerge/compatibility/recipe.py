@@ -17,7 +17,7 @@ from xmerge.values import Value
 START = 0.1
 """The t that the recipe suggests; for unrelated tensors slerp has cos(9 deg) = 0.988 and sin(9 deg) = 0.156."""
 WIDTH = 100
-_PLAIN = re.compile(r"[A-Za-z_./~][\w./~-]*", re.ASCII)
+_PLAIN = re.compile(r"[A-Za-z_./~][\w./~@+-]*", re.ASCII)
 
 
 class Choice(Value):
