@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xmerge.files import write_text
+from xmerge.lost_biases import list_bias_losses
 from xmerge.planning.plan import MergePlan
 from xmerge.planning.table import PLAN_COLUMNS, draw_plan, show_ranges
 from xmerge.provenance import CONFIG_COPY_NAME, PROVENANCE_NAME, tell_from_output
@@ -39,7 +40,7 @@ def draw_card(plan: MergePlan, config: MergeConfig, results: Sequence[LayerResul
             *draw_table(PLAN_COLUMNS, draw_plan(plan)),
             "",
             *_draw_layer_map(plan),
-            *_draw_losses(plan, config),
+            *_draw_losses(plan, config, results),
             *_draw_perturbation(plan, results),
             "## How to make it again",
             "",
@@ -134,7 +135,7 @@ def _draw_layer_map(plan: MergePlan) -> Iterator[str]:
     yield ""
 
 
-def _draw_losses(plan: MergePlan, config: MergeConfig) -> Iterator[str]:
+def _draw_losses(plan: MergePlan, config: MergeConfig, results: Sequence[LayerResult]) -> Iterator[str]:
     dropped = [
         f"{model.label}: {', '.join(model.dropped)} dropped, the target has no such tensor."
         for model in plan.models
@@ -149,7 +150,8 @@ def _draw_losses(plan: MergePlan, config: MergeConfig) -> Iterator[str]:
                 )
     kept = [f"{text}{f' (layers {show_ranges(layers)})' if layers else ''}." for text, layers in absent.items()]
     warnings = [tell_from_output(warning, config) for warning in plan.warnings]
-    lines = [*warnings, *dropped, *kept, *(f"config.json, {edit}" for edit in plan.config_edits)]
+    biases = [str(loss) for loss in list_bias_losses(plan, results) if loss.matters]
+    lines = [*warnings, *biases, *dropped, *kept, *(f"config.json, {edit}" for edit in plan.config_edits)]
     if lines:
         yield "## Dropped, kept, changed"
         yield ""

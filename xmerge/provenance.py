@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from xmerge.checkpoints.checkpoint import is_plain_shard_name, read_json_object
 from xmerge.errors import CheckpointError
 from xmerge.files import write_text
-from xmerge.planning.plan import ENGINE_VERSION, MergePlan, TensorPlan
+from xmerge.planning.plan import ENGINE_VERSION, MergePlan, Source, TensorPlan
 
 if TYPE_CHECKING:
     from xmerge.config import MergeConfig
@@ -98,12 +98,10 @@ def _describe_tensor(plan: MergePlan, tensor: TensorPlan, outcome: TensorResult)
     described: dict[str, Any] = {
         "decision": tensor.decision,
         "reason": tensor.reason,
-        "sources": [
-            {"model": plan.models[source.model].label, "tensors": [segment.tensor for segment in source.segments]}
-            | ({"steps": list(source.steps)} if source.steps else {})
-            for source in tensor.sources
-        ],
+        "sources": [_describe_source(plan, source) for source in tensor.sources],
     }
+    if tensor.decision != "keep":
+        described["class"] = tensor.fit
     if not tensor.is_copied:
         described["method"] = tensor.method
         described["parameters"] = dict(tensor.parameters)
@@ -114,6 +112,24 @@ def _describe_tensor(plan: MergePlan, tensor: TensorPlan, outcome: TensorResult)
         described["cosine_base_to_donors"] = list(outcome.donor_cosines)
     if tensor.dropped:
         described["dropped"] = list(tensor.dropped)
+    if tensor.lost_biases:
+        described["lost_biases"] = [
+            {"model": plan.models[lost.model].label, "roles": list(lost.roles), "norm_over_weight": ratio}
+            for lost, ratio in zip(tensor.lost_biases, outcome.bias_ratios, strict=True)
+        ]
     if outcome.nonfinite:
         described["nonfinite"] = outcome.nonfinite
+    return described
+
+
+def _describe_source(plan: MergePlan, source: Source) -> dict[str, Any]:
+    """Where a source was read from, what was done to it, and in what it differs from the base's."""
+    described: dict[str, Any] = {
+        "model": plan.models[source.model].label,
+        "tensors": list(dict.fromkeys(segment.tensor for segment in source.segments)),
+    }
+    if source.steps:
+        described["steps"] = list(source.steps)
+    if source.notes:
+        described["notes"] = list(source.notes)
     return described

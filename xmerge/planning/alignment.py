@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from xmerge.architecture import (
     Class,
@@ -25,6 +25,7 @@ from xmerge.architecture.differences import (
     WRITES_OUTPUT,
     find_input_norm,
 )
+from xmerge.architecture.layout import Loop
 from xmerge.architecture.quantization import PackedWeight
 from xmerge.checkpoints import StoredTensor
 from xmerge.checkpoints.headers import DTYPE_BITS
@@ -239,6 +240,26 @@ class Aligner:
             return fold, 1.0
         return fold, float(donor.traits.tell(fold)) / float(self.target.traits.tell(fold))
 
+    def find_lost_biases(self, spec: TensorSpec, source: int, each: Input) -> LostBias | None:
+        """The biases that belong to a donor's weight and that the target has no place for, scaled as the weight is.
+
+        Args:
+            spec: The target's weight.
+            source: The weight's place among the sources of the tensor.
+            each: The donor's share in the layer.
+        """
+        donor = self.architecture.models[each.model]
+        roles: list[str] = []
+        biases: list[Segment] = []
+        for part in spec.parts:
+            bias = replace(part, role=f"{part.role}_bias")
+            if bias.role not in self.target.roles and (each.layer, bias.role) in donor.by_role:
+                roles.append(bias.role)
+                for held, theirs in _find_parts(donor, each.layer, bias):
+                    _, scale = self._scale(bias.role, donor)
+                    biases += [_cut(piece, held, scale) for piece in _as_read(theirs, part.expert)]
+        return LostBias(model=each.model, source=source, roles=tuple(roles), biases=tuple(biases)) if roles else None
+
     def _fold_gain(self, spec: TensorSpec, donor: ResolvedModel, layer: int | None) -> Gain | Misfit | None:
         """The gains of the norms that a matrix reads from, where `input_norm` is folded."""
         kind = spec.parts[0].role.removesuffix("_exps").removesuffix("_shexp")
@@ -276,41 +297,20 @@ class Aligner:
         return -1.0 if ours == "1+w" else 1.0
 
 
-def find_lost_biases(
-    spec: TensorSpec, target: ResolvedModel, donor: ResolvedModel, source: int, each: Input
-) -> LostBias | None:
-    """The biases that belong to a weight of the donor's and that the target has no place for.
-
-    Args:
-        spec: The target's weight.
-        target: The model it belongs to.
-        donor: The model that gives the weight.
-        source: The weight's place among the sources of the tensor.
-        each: The donor's share in the layer.
-    """
-    roles = [f"{part.role}_bias" for part in spec.parts]
-    lost = [role for role in roles if role not in target.roles and (each.layer, role) in donor.by_role]
-    biases = tuple(
-        _cut(piece, held, 1.0)
-        for role in lost
-        for held, part in donor.by_role[each.layer, role]
-        for piece in _as_read(part)
-    )
-    return LostBias(model=each.model, source=source, roles=tuple(lost), biases=biases) if lost else None
-
-
-def _as_read(part: RolePart) -> Iterator[Piece]:
-    """A part in its own order."""
-    plain = RolePart(part.role, 0, _contiguous(part), part.shape, part.expert)
+def _as_read(part: RolePart, expert: int | None) -> Iterator[Piece]:
+    """A part in its own order; of one that holds all experts only what is the expert's, if one is given."""
+    one = expert is not None and part.expert is None
+    loops = [loop for loop in part.loops if not (one and loop[0] == part.along)]
+    plain = replace(part, offset=0, loops=_contiguous(loops), expert=expert if one else part.expert)
     yield from pair(plain, [part], None) or ()
 
 
-def _contiguous(part: RolePart) -> tuple[tuple[str, int, int], ...]:
-    loops, stride = [], 1
-    for axis, count, _ in reversed(part.loops):
-        loops.append((axis, count, stride))
+def _contiguous(loops: Sequence[Loop]) -> tuple[Loop, ...]:
+    placed, stride = [], 1
+    for axis, count, _ in reversed(loops):
+        placed.append((axis, count, stride))
         stride *= count
-    return tuple(reversed(loops))
+    return tuple(reversed(placed))
 
 
 def _why_inexact(

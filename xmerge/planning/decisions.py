@@ -13,7 +13,7 @@ from xmerge.config.source import Path
 from xmerge.errors import CheckpointError, PlanError
 from xmerge.methods import MergeMethod, find_method
 from xmerge.methods.contract import Gram, GramUnknownError
-from xmerge.planning.alignment import SIDE_ROLES, Absent, Aligner, Misfit, Offer, find_lost_biases
+from xmerge.planning.alignment import SIDE_ROLES, Absent, Aligner, Misfit, Offer
 from xmerge.planning.parameters import ParameterReader, Values
 from xmerge.planning.plan import MISFIT, Decision, LostBias, Source, TensorPlan
 from xmerge.planning.slices import OutputLayer, walk_paths
@@ -243,19 +243,18 @@ class Decider:
             parameters=tuple(sorted(parameters.items())),
             sources=tuple(sources),
             coefficients=coefficients,
+            readings=1 if coefficients is not None else method.count_readings(parameters),
             base=base,
             dropped=tuple(case.dropped),
             lost_biases=() if decision in ("keep", "copy") else self._find_lost_biases(case, sources),
         )
 
     def _find_lost_biases(self, case: _Case, sources: Sequence[Source]) -> tuple[LostBias, ...]:
-        target = self.architecture.target_index
         found = []
         for number, source in enumerate(sources):
-            if source.model != target:
+            if source.model != self.architecture.target_index:
                 offer = next(each for each in case.offers if each.fit is source)
-                donor = self.architecture.models[source.model]
-                found.append(find_lost_biases(case.slot.spec, self.architecture.target, donor, number, offer.input))
+                found.append(self._aligner.find_lost_biases(case.slot.spec, number, offer.input))
         return tuple(lost for lost in found if lost is not None)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from xmerge.architecture import describe_model
 from xmerge.checkpoints import read_checkpoint
 from xmerge.errors import CheckpointError
+from xmerge.lost_biases import list_bias_losses
 from xmerge.planning.plan import MergePlan
 from xmerge.sources import Location
 from xmerge.validation.checks import (
@@ -55,6 +56,7 @@ def validate(staged: Path, plan: MergePlan, results: Sequence[LayerResult], *, t
         *check_dtype(model.checkpoint),
         *check_total_size(staged, model.checkpoint),
         *_check_nonfinite(plan, results),
+        *_check_biases(plan, results),
     )
     foreign = sum(finding.code == "foreign_tensor" for finding in findings)
     tensors = model.checkpoint.tensors.values()
@@ -104,3 +106,14 @@ def _check_nonfinite(plan: MergePlan, results: Sequence[LayerResult]) -> Iterato
                     # What no family knows may be a mask, where infinity is meant.
                     severity="error" if tensor.role else "warning",
                 )
+
+
+def _check_biases(plan: MergePlan, results: Sequence[LayerResult]) -> Iterator[Finding]:
+    for loss in list_bias_losses(plan, results):
+        if loss.matters:
+            yield Finding(
+                code="lost_bias",
+                text=str(loss),
+                remedy=f"leave {loss.component} out of the merge, or choose a base with biases.",
+                severity="warning",
+            )
