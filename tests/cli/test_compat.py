@@ -107,6 +107,18 @@ def test_a_config_alone_is_enough_and_said(xmerge, tmp_path):
     assert {row[1] for row in list(table_of(said.out).values())[1:]} == {"A"}
 
 
+def test_packed_weights_are_told_first(xmerge, tmp_path):
+    """A quantised model says so above the table, where headers tell and where config.json alone does."""
+    packed = {"quantization_config": {"quant_method": "fp8"}}
+    write_config(tmp_path / "alone", LLAMA | packed)
+    layers = {f"model.layers.{layer}.mlp.up_proj.weight": ("F8_E4M3", [12, 8]) for layer in range(4)}
+    write_fake(tmp_path / "whole", extra=layers, **packed)
+    for words in (("llama-3-8b", tmp_path / "alone"), (tmp_path / "whole", "llama-3-8b"), ("--all", tmp_path)):
+        said = xmerge("compat", *words)
+        assert "its weights are packed (fp8); what is packed cannot be merged." in said.out.lower(), said
+    assert "packed" not in xmerge("compat", "llama-3-8b", "qwen3-8b").out
+
+
 def test_json_is_one_document(xmerge):
     """A machine reads the comparison, the summary and the recipe as the values that the library has."""
     said = xmerge("compat", "phi-4-mini", "llama-3.2-3b", "--json")

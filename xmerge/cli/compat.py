@@ -95,14 +95,20 @@ def _print_head(console: Console, found: Compatibility) -> None:
     sides = [(_plain(each.label, "bold"), f"({each.kind}, {each.layers} layers)") for each in (found.donor, found.base)]
     (donor, of_donor), (base, of_base) = sides
     console.print(Text.assemble(donor, " ", _plain(of_donor), " into ", base, " ", _plain(of_base)))
-    _print_origins(console, (found.base, found.donor))
+    _print_facts(console, (found.base, found.donor))
 
 
-def _print_origins(console: Console, models: Sequence[ComparedModel]) -> None:
+def _print_facts(console: Console, models: Sequence[ComparedModel]) -> None:
+    """What a person should know before the table: on what it rests, and what cannot be merged at all."""
     for origin, told in ORIGINS.items():
         labels = [each.label for each in models if each.origin == origin]
         if labels:
             console.print(_plain(f"{', '.join(labels)}: {told}"))
+    for each in models:
+        if each.packed is not None:
+            console.print(
+                _plain(f"{each.label}: its weights are packed ({each.packed}); what is packed cannot be merged.")
+            )
 
 
 def _join_rows(components: Sequence[ComponentFit]) -> dict[_Row, list[ComponentFit]]:
@@ -162,7 +168,7 @@ def _print_matrix(matrix: Matrix) -> None:
     for broken in matrix.unreadable:
         told = " ".join(part for part in (broken.what, broken.why) if part)
         console.print(_hang("-", f"{broken.folder}: {told}"))
-    _print_origins(console, matrix.models)
+    _print_facts(console, matrix.models)
     console.print(f"Each cell: the worst class of {', '.join(PARTS)}. One letter alone: of all that matches by name.")
     _print_legend(console)
     console.print("- in a cell: the base has no such part. ?: of one of the two nobody knows what its tensors do.")

@@ -32,6 +32,8 @@ class ComparedModel(Value):
     """Whether a family file says what its tensors do; if not, they are compared by name."""
     origin: Origin
     """Where its shapes come from."""
+    packed: str | None
+    """How its weights are packed; None: they are plain numbers."""
     layers: int
     axes: dict[str, int]
 
@@ -111,6 +113,7 @@ def describe_side(model: ResolvedModel) -> ComparedModel:
         kind=model.kind,
         known=model.family is not None,
         origin=tell_origin(model),
+        packed=model.quantization,
         layers=model.layers,
         axes=dict(model.axes),
     )
