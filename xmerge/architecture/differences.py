@@ -21,12 +21,19 @@ CLASS_NAMES = {"A": "exact", "B": "convertible", "C": "approximate", "D": "needs
 
 ATTENTION = ("attn_q", "attn_k", "attn_v", "attn_output")
 ROTATED = ("attn_q", "attn_k")
+LATENT = ("attn_q_a", "attn_q_b", "attn_q_mla", "attn_kv_a", "attn_kv_b", "attn_output_mla")
+"""The matrices of attention through a latent vector."""
+LATENT_ROTATED = ("attn_q_b", "attn_q_mla", "attn_kv_a")
 FEED_FORWARD = ("ffn_gate", "ffn_up", "ffn_down", "ffn_in", "ffn_out")
-READS_INPUT = {"attn_q": "attn_norm", "attn_k": "attn_norm", "attn_v": "attn_norm"} | dict.fromkeys(
-    ("ffn_gate", "ffn_up", "ffn_in"), "ffn_norm"
-)
+READS_INPUT = {
+    **dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_q_a", "attn_q_mla", "attn_kv_a"), "attn_norm"),
+    **dict.fromkeys(("ffn_gate", "ffn_up", "ffn_in"), "ffn_norm"),
+}
 """The matrices that read what a norm gives, with that norm's role."""
-WRITES_OUTPUT = {"attn_output": "post_attention_norm", "ffn_down": "post_ffw_norm", "ffn_out": "post_ffw_norm"}
+WRITES_OUTPUT = {
+    **dict.fromkeys(("attn_output", "attn_output_mla"), "post_attention_norm"),
+    **dict.fromkeys(("ffn_down", "ffn_out"), "post_ffw_norm"),
+}
 """The matrices whose output is added to the residual stream, with the norm that may come between."""
 
 ROUTER = "ffn_gate_inp"
@@ -91,21 +98,26 @@ class _Judge:
         if weight in ("token_embd", "output"):
             yield from self._compare_vocabularies(weight)
         if weight in ROTATED:
-            assert layers is not None
             yield from self._compare_head_norms(weight)
             yield from self._compare_trait("head_norm", "before they meet, q and k also go through")
+        if weight in (*ROTATED, *LATENT_ROTATED):
+            assert layers is not None
             yield from self._compare_rotation(layers)
+            yield from self._compare_trait("positions", "positions are also told by")
             yield from self._compare_windows(layers)
             yield from self._compare_trait("attention_softcap", "attention scores are capped at")
+            yield from self._compare_sinks()
         if weight == "attn_q":
             yield from self._compare_scale(SOFTMAX_SCALE, "attention scores are multiplied by")
+        if weight in ("attn_q_b", "attn_q_mla"):
+            yield from self._compare_trait(SOFTMAX_SCALE, "attention scores are multiplied by")
         if weight in ("attn_q", "attn_output"):
             yield from self._compare_groups()
         if kind in FEED_FORWARD:
             yield from self._compare_activations()
         if weight.endswith("_exps") or weight == ROUTER:
             yield from self._compare_experts()
-        if weight in ATTENTION or kind in FEED_FORWARD:
+        if weight in (*ATTENTION, *LATENT) or kind in FEED_FORWARD:
             yield from self._compare_trait("block", "attention and feed-forward of a layer are")
             yield from self._compare_inputs(kind)
             yield from self._compare_outputs(kind)
@@ -163,12 +175,13 @@ class _Judge:
         ours, theirs = self.ours.rope_of(layers[0]), self.theirs.rope_of(layers[1])
         if ours == theirs:
             return
-        unknown = next((rope.kind for rope in (ours, theirs) if rope and rope.kind not in ROPE_KINDS), None)
+        pairs = ((self.target.label, ours), (self.donor.label, theirs))
+        unknown = next(((label, rope.kind) for label, rope in pairs if rope and rope.kind not in ROPE_KINDS), None)
         if unknown is not None:
             yield Difference(
                 grade="E",
-                reason=f"config.json has the rope type '{unknown}', and what it does to q and k is unknown; known are "
-                f"{', '.join(sorted(ROPE_KINDS))}",
+                reason=f"{unknown[0]}/config.json has the rope type '{unknown[1]}', and what it does to q and k is "
+                f"unknown; known are {', '.join(sorted(ROPE_KINDS))}",
             )
         elif ours is None or theirs is None:
             yield self._differ("C", "positions turn q and k", _tell_rope(ours), _tell_rope(theirs))
@@ -202,6 +215,16 @@ class _Judge:
     def _compare_experts(self) -> Iterator[Difference]:
         if self.ours.family.family != self.theirs.family.family:
             told = f"{self.target.label} and {self.donor.label} number their experts independently of each other"
+            yield Difference(grade="C", reason=told)
+        yield from self._compare_trait("experts_used", "of its experts each token uses")
+        yield from self._compare_trait("routing", "experts are weighed by")
+        yield from self._compare_trait("routed_scale", "what experts give is multiplied by")
+
+    def _compare_sinks(self) -> Iterator[Difference]:
+        ours, theirs = ("attn_sinks" in model.roles for model in (self.target, self.donor))
+        if ours != theirs:
+            has, lacks = (self.target, self.donor) if ours else (self.donor, self.target)
+            told = f"{has.label} lets a head attend to nothing (attn_sinks) and {lacks.label} does not"
             yield Difference(grade="C", reason=told)
 
     def _compare_inputs(self, kind: str) -> Iterator[Difference]:

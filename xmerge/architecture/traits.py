@@ -13,7 +13,7 @@ from xmerge.architecture.rules import find_choice, refuse_said, show, tell_said
 ROPE_KINDS = frozenset({"default", "linear", "dynamic", "yarn", "longrope", "su", "llama3", "mrope", "proportional"})
 """The values of `rope_type` that transformers knows, with those of older files."""
 
-_RENAMED = {"su": "longrope"}
+_RENAMED = {"su": "longrope", "mrope": "default"}
 _TRAINED_LENGTH = "original_max_position_embeddings"
 _FROM_TRAINED_LENGTH = ("llama3", "yarn", "longrope", "su")
 """The kinds that start from the length a model was trained with; old files say it outside, or not at all."""
@@ -231,7 +231,9 @@ _WANTED: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("norm_eps", "rope_theta", "softmax_scale", "residual_scale"), _POSITIVE),
     **dict.fromkeys(("embedding_scale", "logit_scale"), _POSITIVE),
     **dict.fromkeys(("attention_softcap", "output_softcap"), _CAP),
-    **dict.fromkeys(("activation", "block", "head_norm"), _TEXT),
+    **dict.fromkeys(("activation", "block", "head_norm", "positions", "routing"), _TEXT),
+    "experts_used": ("number of experts", lambda value: value == "none" or _is_number_of_layers(value)),
+    "routed_scale": _POSITIVE,
     "rotary_factor": _SHARE,
     "layer_period": ("number of layers", lambda value: value == "none" or _is_number_of_layers(value)),
     "first_window": ("number of layers", _is_number_of_layers),
