@@ -105,7 +105,10 @@ def _describe_tensor(plan: MergePlan, tensor: TensorPlan, outcome: TensorResult)
     if not tensor.is_copied:
         described["method"] = tensor.method
         described["parameters"] = dict(tensor.parameters)
-        described["coefficients"] = list(outcome.coefficients)
+        if outcome.changed is None:
+            described["coefficients"] = list(outcome.coefficients)
+        else:
+            described["share_changed"] = outcome.changed
         described["cosine_to_base"] = outcome.cosine
         described["norm_ratio_to_base"] = outcome.norm_ratio
     if outcome.donor_cosines:

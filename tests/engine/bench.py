@@ -86,6 +86,7 @@ class Bench:
             parameters=tuple(sorted(parameters.items())),
             sources=sources,
             coefficients=coefficients,
+            readings=1 if coefficients is not None else found.count_readings(parameters),
             base=0,
         )
         return self.plan_of([tensor])

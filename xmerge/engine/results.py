@@ -29,6 +29,8 @@ class TensorResult(Value):
     """Norm over the base's norm."""
     donor_cosines: tuple[float, ...] = ()
     """Cosine of each other source to the first, where the method looked at them."""
+    changed: float | None = None
+    """The share of its numbers that a rule has made other than the base's; None for a combination."""
     bias_ratios: tuple[float | None, ...] = ()
     """Norm of the biases over that of their weight as it was merged, for each of the plan's `lost_biases`; None where
     the biases hold NaN or infinity, or the weight is all zeros."""

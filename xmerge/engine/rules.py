@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from xmerge.engine.combine import FLOAT32_DIGITS, Combiner, compare
+from xmerge.engine.combine import FLOAT32_DIGITS, Combiner, compare, list_measured, round_digits
 from xmerge.engine.results import TensorResult
 from xmerge.engine.shard import ShardWriter
 from xmerge.interrupt import check_stop
@@ -35,33 +35,32 @@ class RuleMerger(Combiner):
         self._reader.open(tensor.sources)
         streamed = StreamedTensor(self, tensor, by_rows=method.by_rows)
         rule = method.rule(streamed, dict(tensor.parameters))
-        products = [0.0, 0.0, 0.0]
+        tally = _Tally(tensor)
         for block in streamed.blocks():
-            made = rule(block).reshape(-1)
-            self._write(tensor, block.start, made, shard)
-            if tensor.base is not None:
-                base = block.inputs[tensor.base].reshape(-1)
-                for number, (x, y) in enumerate(((made, made), (made, base), (base, base))):
-                    products[number] += torch.dot(x, y).item()
-        yy, yb, bb = products
-        cosine, ratio = compare((yy, yb, bb) if tensor.base is not None else None, FLOAT32_DIGITS)
-        return TensorResult(name=tensor.name, cosine=cosine, norm_ratio=ratio)
+            inputs = [each.reshape(-1) for each in block.inputs]
+            made = tally.add(rule(block).reshape(-1), inputs)
+            for at in range(0, made.numel(), self._block):
+                self._write(tensor, block.start + at, made[at : at + self._block], shard)
+        return tally.tell(self._compare_biases(tensor, tally.squares, FLOAT32_DIGITS))
 
-    def read_blocks(self, tensor: TensorPlan, row: int) -> Iterator[tuple[int, list[torch.Tensor]]]:
+    def read_blocks(self, tensor: TensorPlan, row: int, *, check: bool) -> Iterator[tuple[int, list[torch.Tensor]]]:
         """(first element, each input's elements in float32) of the blocks of a tensor, whole rows in each.
 
+        A row that is longer than a block is a block of its own; a tensor without elements is one block without any.
+
         Raises:
-            CheckpointError: An input holds NaN or infinity.
+            CheckpointError: An input holds NaN or infinity, if they are to be checked.
         """
         step = max(self._block // row, 1) * row
         buffers = [self._buffer_of(f"input{number}", step) for number in range(len(tensor.sources))]
-        for start in range(0, tensor.elements, step):
+        for start in range(0, max(tensor.elements, 1), step):
             count = min(step, tensor.elements - start)
             for number, source in enumerate(tensor.sources):
                 for at in range(0, count, self._block):
                     check_stop()
                     self._reader.read(source, start + at, buffers[number][at : min(at + self._block, count)])
-                self._refuse_nonfinite_input(tensor, number, start, buffers[number][:count])
+                if check:
+                    self._refuse_nonfinite_input(tensor, number, start, buffers[number][:count])
             yield start, [buffer[:count] for buffer in buffers]
 
     def _buffer_of(self, name: str, elements: int) -> torch.Tensor:
@@ -79,11 +78,44 @@ class RuleMerger(Combiner):
                 raise self._nonfinite_input(tensor, number, start + int(bad[0]))
 
 
+class _Tally:
+    """What is told of a tensor, summed while it is written."""
+
+    def __init__(self, tensor: TensorPlan) -> None:
+        self._tensor, self._measured = tensor, list_measured(tensor)
+        self.squares = [0.0] * len(tensor.sources)
+        self._yy = self._yb = 0.0
+        self._changed = 0
+
+    def add(self, made: torch.Tensor, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Count a block, and give it back with the base's own zeros where they are equal: its -0 stays -0."""
+        for number in self._measured:
+            self.squares[number] += torch.dot(inputs[number], inputs[number]).item()
+        if self._tensor.base is None:
+            return made
+        base = inputs[self._tensor.base]
+        self._yy += torch.dot(made, made).item()
+        self._yb += torch.dot(made, base).item()
+        same = made == base
+        self._changed += made.numel() - int(same.sum())
+        return base.where(same, made)
+
+    def tell(self, bias_ratios: tuple[float | None, ...]) -> TensorResult:
+        """What has become of the tensor."""
+        tensor = self._tensor
+        if tensor.base is None:
+            return TensorResult(name=tensor.name, bias_ratios=bias_ratios)
+        cosine, ratio = compare((self._yy, self._yb, self.squares[tensor.base]), FLOAT32_DIGITS)
+        changed = round_digits(self._changed / max(tensor.elements, 1))
+        return TensorResult(name=tensor.name, cosine=cosine, norm_ratio=ratio, changed=changed, bias_ratios=bias_ratios)
+
+
 class StreamedTensor:
     """A tensor as a rule sees it."""
 
     def __init__(self, merger: RuleMerger, tensor: TensorPlan, *, by_rows: bool) -> None:
         self._merger, self._tensor, self._by_rows = merger, tensor, by_rows
+        self._checked = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -101,10 +133,11 @@ class StreamedTensor:
         return len(self._tensor.sources)
 
     def blocks(self) -> Iterator[Block]:
-        """All blocks in order."""
-        row = self.shape[-1] if self._by_rows and self.shape else 1
-        for start, inputs in self._merger.read_blocks(self._tensor, row):
+        """All blocks in order; the first time they are read, their numbers are checked."""
+        row = max(self.shape[-1], 1) if self._by_rows and self.shape else 1
+        for start, inputs in self._merger.read_blocks(self._tensor, row, check=not self._checked):
             yield Block(start, [each.view(-1, row) for each in inputs] if self._by_rows else inputs)
+        self._checked = True
 
     def total(self, measure: Callable[[Block], Sequence[torch.Tensor]]) -> list[float]:
         """The sum over all elements of each tensor that `measure` gives, in float64."""
@@ -141,6 +174,13 @@ class TopValues:
     def __init__(self, threshold: int, ties: int, k: int) -> None:
         self._threshold, self._ties, self._k = threshold, ties, k
         self._seen = 0
+
+    @property
+    def threshold(self) -> float:
+        """The k-th largest number; infinity where k is 0."""
+        if self._k <= 0:
+            return math.inf
+        return torch.tensor(self._threshold, dtype=torch.int32).view(torch.float32).item()
 
     def mask(self, values: torch.Tensor, start: int) -> torch.Tensor:
         """Which of a block's numbers are among them."""

@@ -122,6 +122,11 @@ class Block:
 class Selection(Protocol):
     """The k largest numbers of a tensor; of equal numbers at the threshold those that stand first."""
 
+    @property
+    def threshold(self) -> float:
+        """The k-th largest number; infinity where k is 0."""
+        ...
+
     def mask(self, values: Tensor, start: int) -> Tensor:
         """Which of these numbers are among them; called for the blocks of a tensor in order.
 
@@ -189,6 +194,8 @@ class MergeMethod:
     is_rule: bool
     by_rows: bool
     """Whether a rule wants whole rows."""
+    readings: int | Callable[..., int]
+    """How often a rule's statistics read all inputs at most, or the function of its parameters that says it."""
     base: Base
     """`required`: input 0, left out of per-model parameters' duties; `as_input`: one more input like the others."""
     inputs: tuple[int, int | None]
@@ -230,6 +237,13 @@ class MergeMethod:
         rule: Rule = self.function(tensor, **self._arguments(parameters))
         return rule
 
+    def count_readings(self, parameters: Mapping[str, Any]) -> int:
+        """How often every input is read at most, where the coefficients are not known before."""
+        if not self.is_rule:
+            return 2
+        taken = self.readings
+        return 1 + (taken if isinstance(taken, int) else taken(**self._arguments(parameters)))
+
     def _arguments(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         return {each.argument: parameters[each.name] for each in self.parameters}
 
@@ -253,12 +267,21 @@ def merge_method(*, base: Base, inputs: tuple[int, int | None], version: int = 1
 
 
 def merge_rule(
-    *, base: Base, inputs: tuple[int, int | None], by_rows: bool = False, version: int = 1
+    *,
+    base: Base,
+    inputs: tuple[int, int | None],
+    by_rows: bool = False,
+    readings: int | Callable[..., int] = 0,
+    version: int = 1,
 ) -> Callable[[Callable[..., Rule]], Callable[..., Rule]]:
-    """Register a function as the elementwise rule of its name; its keyword parameters are as a combination's."""
+    """Register a function as the elementwise rule of its name; its keyword parameters are as a combination's.
+
+    `readings` is how often its statistics read the inputs at most (`total` once, `largest` twice), or a function of
+    its parameters that says it. Only what a plan tells of reading depends on it.
+    """
 
     def register(function: Callable[..., Rule]) -> Callable[..., Rule]:
-        _register(function, base, inputs, version, is_rule=True, by_rows=by_rows)
+        _register(function, base, inputs, version, is_rule=True, by_rows=by_rows, readings=readings)
         return function
 
     return register
@@ -272,13 +295,14 @@ def _register(
     *,
     is_rule: bool,
     by_rows: bool = False,
+    readings: int | Callable[..., int] = 0,
 ) -> None:
     name = function.__name__.removesuffix("_")
     other = _found.get(name)
     if other is not None and other.function.__module__ != function.__module__:
         raise ValueError(f"there is a method '{name}' already, in {other.function.__module__}")
     _found[name] = MergeMethod(
-        name, function, is_rule, by_rows, base, inputs, version, tuple(_read_parameters(function))
+        name, function, is_rule, by_rows, readings, base, inputs, version, tuple(_read_parameters(function))
     )
 
 

@@ -130,7 +130,9 @@ class TensorPlan(Value):
     sources: tuple[Source, ...]
     """What is read: the inputs whose coefficient is not known to be 0, the base first where the method has one."""
     coefficients: tuple[float, ...] | None
-    """One for each source; None: the method must see the weights first, which takes a second reading."""
+    """One for each source; None: the method must see the weights first, or is a rule."""
+    readings: int = 1
+    """How often the sources are read, at most."""
     base: int | None = None
     """Which source is the base, if it is read."""
     dropped: tuple[str, ...] = ()
@@ -163,7 +165,7 @@ class TensorPlan(Value):
         """Bytes that arithmetic needs; 0 for a copy."""
         if self.is_copied:
             return 0
-        return sum(source.nbytes for source in self.sources) * (2 if self.coefficients is None else 1)
+        return sum(source.nbytes for source in self.sources) * self.readings
 
 
 def list_segments(tensor: TensorPlan) -> Iterator[tuple[int, Segment]]:
@@ -183,7 +185,7 @@ _WORDS: Any = {
     "index": True,
     "tensors": {
         "__all__": {
-            **dict.fromkeys(("role", "component", "reason", "dropped"), True),
+            **dict.fromkeys(("role", "component", "reason", "readings", "dropped"), True),
             "lost_biases": {"__all__": {"model"}},
             "sources": {
                 "__all__": {**dict.fromkeys(("model", "steps", "folds", "fit", "notes"), True), "gain": {"base_model"}}
@@ -191,7 +193,7 @@ _WORDS: Any = {
         }
     },
 }
-"""What of a layer's plan decides no byte: wording, and a model's place among the others."""
+"""What of a layer's plan decides no byte: wording, what is told of the work, and a model's place among the others."""
 
 
 class LayerPlan(Value):
