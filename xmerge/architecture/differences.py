@@ -97,20 +97,9 @@ class _Judge:
             yield from self._compare_norms()
         if weight in ("token_embd", "output"):
             yield from self._compare_vocabularies(weight)
-        if weight in ROTATED:
-            yield from self._compare_head_norms(weight)
-            yield from self._compare_trait("head_norm", "before they meet, q and k also go through")
         if weight in (*ROTATED, *LATENT_ROTATED):
             assert layers is not None
-            yield from self._compare_rotation(layers)
-            yield from self._compare_trait("positions", "positions are also told by")
-            yield from self._compare_windows(layers)
-            yield from self._compare_trait("attention_softcap", "attention scores are capped at")
-            yield from self._compare_sinks()
-        if weight == "attn_q":
-            yield from self._compare_scale(SOFTMAX_SCALE, "attention scores are multiplied by")
-        if weight in ("attn_q_b", "attn_q_mla"):
-            yield from self._compare_trait(SOFTMAX_SCALE, "attention scores are multiplied by")
+            yield from self._compare_scores(weight, layers)
         if weight in ("attn_q", "attn_output"):
             yield from self._compare_groups()
         if kind in FEED_FORWARD:
@@ -123,6 +112,21 @@ class _Judge:
             yield from self._compare_outputs(kind)
             if weight == role:
                 yield from self._compare_biases(role)
+
+    def _compare_scores(self, weight: str, layers: tuple[int, int]) -> Iterator[Difference]:
+        """Everything between queries and keys and what they weigh."""
+        if weight in ROTATED:
+            yield from self._compare_head_norms(weight)
+            yield from self._compare_trait("head_norm", "before they meet, q and k also go through")
+        yield from self._compare_rotation(layers)
+        yield from self._compare_trait("positions", "positions are also told by")
+        yield from self._compare_windows(layers)
+        yield from self._compare_trait("attention_softcap", "attention scores are capped at")
+        yield from self._compare_sinks()
+        if weight == "attn_q":
+            yield from self._compare_scale(SOFTMAX_SCALE, "attention scores are multiplied by")
+        if weight in ("attn_q_b", "attn_q_mla"):
+            yield from self._compare_trait(SOFTMAX_SCALE, "attention scores are multiplied by")
 
     def _compare_norms(self) -> Iterator[Difference]:
         ours, theirs = self.ours.family.norm, self.theirs.family.norm
