@@ -280,3 +280,101 @@ def test_a_merge_lists_what_stayed_the_base_s(place, xmerge):
     told = "asked for and kept from the base because the donor's does not fit: ffn_down (4), ffn_gate (4), ffn_up (4)"
     assert told in (place / "out" / "README.md").read_text(encoding="utf-8").replace("\\_", "_")
     assert told in " ".join((said.out + said.err).split())
+
+
+def test_an_unknown_rope_type_is_refused_where_it_matters(place, xmerge):
+    """Queries and keys of models that turn them otherwise do not cross if nobody knows how; all else does."""
+    write_fake(place / "donor", rope_scaling={"rope_type": "mystery", "factor": 2})
+    (place / "recipe.yml").write_text(SLERP, encoding="utf-8")
+    said = xmerge("plan", "recipe.yml")
+    assert said.exit_code == 2
+    assert said.err == (
+        "PlanError: 8 tensors of the output cannot be merged as asked, model.layers.0.self_attn.k_proj.weight first.\n"
+        "  at: recipe.yml, line 6: parameters\n"
+        "  why: the models' tensors do not do the same:\n"
+        "    class E, refused: donor/config.json has the rope type 'mystery', and what it does to q and k is unknown; "
+        "known are default, dynamic, linear, llama3, longrope, mrope, proportional, su, yarn (tensors: 8)\n"
+        "  do: filter the parameters to what fits (mlp.down_proj, mlp.gate_proj, mlp.up_proj, self_attn.o_proj, "
+        "self_attn.v_proj), or set 'on_mismatch: base' to keep the base's there.\n"
+    )
+    assert sorted(os.listdir(place)) == ["base", "donor", "recipe.yml"]
+    (place / "recipe.yml").write_text(SLERP + "on_mismatch: base\n", encoding="utf-8")
+    assert xmerge("plan", "recipe.yml").exit_code == 0
+    write_fake(place / "base", rope_scaling={"rope_type": "mystery", "factor": 2.0})
+    (place / "recipe.yml").write_text(SLERP, encoding="utf-8")
+    assert xmerge("plan", "recipe.yml").exit_code == 0
+
+
+def write_config(folder: Path, **config: Any) -> None:
+    """Let a config.json say something else, null too, beside weights that stay."""
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **config}), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"hidden_size": None}, "donor/config.json does not say how large 'hidden' is"),
+        ({"num_hidden_layers": "4"}, "donor/config.json says num_hidden_layers = '4', which is no size"),
+        ({"intermediate_size": 16}, "donor contradicts itself: model.layers.0.mlp.down_proj.weight has shape [8, 12]"),
+        ({"num_hidden_layers": 3}, "donor contradicts itself: it holds model.layers.3."),
+        ({"rope_theta": "fast"}, "donor/config.json says rope_theta = 'fast', which is no number above 0"),
+        ({"rope_scaling": ["yarn", 4]}, "donor/config.json says rope_scaling = ['yarn', 4], which is no mapping"),
+        (
+            {"layer_types": ["full_attention"]},
+            "donor/config.json says layer_types = ['full_attention'], which is",
+        ),
+        ({"tie_word_embeddings": "no"}, "donor/config.json says tie_word_embeddings = 'no', which is neither true nor"),
+        ({"quantization_config": "gptq"}, "donor/config.json says quantization_config = 'gptq', which is no mapping"),
+        ({"num_hidden_layers": 10**9}, "donor contradicts itself: its config.json says 1000000000 layers"),
+    ],
+    ids=str,
+)
+def test_a_config_json_that_cannot_be_is_refused(refuse, place, config, named):
+    """What config.json lacks, contradicts or says in jest is told with file, key, value and what to do."""
+    write_config(place / "donor", **config)
+    told = refuse(SLERP, 3, named)
+    assert "\n  do: " in told
+
+
+@pytest.mark.parametrize(
+    ("config", "kept"),
+    [
+        ({"head_dim": None}, {"hidden_size": 16}),
+        ({"num_key_value_heads": None}, {"num_key_value_heads": 4}),
+        ({"rope_theta": None, "rope_scaling": None, "layer_types": None, "quantization_config": None}, {}),
+    ],
+    ids=str,
+)
+def test_what_config_json_leaves_out_follows_from_the_rest(place, xmerge, config, kept):
+    """head_dim is hidden_size / heads where it is not told, and keys have as many heads as queries."""
+    for name in ("base", "donor"):
+        write_fake(place / name, **kept)
+    write_config(place / "donor", **config)
+    (place / "recipe.yml").write_text(SLERP, encoding="utf-8")
+    said = xmerge("plan", "recipe.yml", "--json")
+    assert said.exit_code == 0, said.err
+    tensors = [each for layer in json.loads(said.out)["layers"] for each in layer["tensors"]]
+    assert {each["decision"] for each in tensors} == {"merge"}
+
+
+@pytest.mark.parametrize(
+    ("method", "packed"),
+    [
+        ("bitsandbytes", {"weight": ("U8", (48, 1)), "weight.absmax": ("F32", (2,))}),
+        ("gptq", {"qweight": ("I32", (1, 12)), "g_idx": ("I32", (8,))}),
+        ("awq", {"qweight": ("I32", (8, 2)), "scales": ("F16", (1, 12))}),
+        ("fp8", {"weight": ("F8_E4M3", (12, 8)), "weight_scale_inv": ("F32", (1, 1))}),
+        ("mxfp4", {"weight_blocks": ("U8", (12, 4)), "weight_scales": ("U8", (12, 1))}),
+        ("compressed-tensors", {"weight_packed": ("U8", (12, 4)), "weight_scale": ("F8_E4M3", (12, 1))}),
+    ],
+)
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_quantised_donor_is_refused_by_its_kind(refuse, place, method, packed, silent):
+    """Each way of packing is told by its name, with or without a word of config.json, and nothing is written."""
+    said: dict[str, Any] = {} if silent else {"quantization_config": {"quant_method": method}}
+    parts = {f"model.layers.{n}.mlp.up_proj.{part}": each for n in range(4) for part, each in packed.items()}
+    write_fake(place / "donor", extra=parts, without=() if "weight" in packed else "up_proj.weight", **said)
+    recipe = SLERP.replace("  t: 0.5", "  t: [{filter: up_proj, value: 0.5}]")
+    told = refuse(recipe, 3, "donor holds model.layers.0.mlp.up_proj.", "and it cannot be merged", "\n  do: ")
+    assert method.lower() in told.lower()
