@@ -47,7 +47,7 @@ def zoo(tmp_path_factory) -> Iterator[dict[tuple[str, int], ResolvedModel]]:
 @pytest.mark.parametrize("base", NAMES)
 def test_a_recipe_merges_exactly_what_it_names(zoo, base):
     """Whatever the donor, the recipe plans, and merges the components that stand without a # in all layers, alone."""
-    for donor, depth in itertools.product(NAMES, DEPTHS):
+    for donor, depth in zip(NAMES, itertools.cycle(DEPTHS), strict=False):
         found = compare_models(zoo[base, 4], zoo[donor, depth])
         recipe = write_recipe(found)
         crossing = [each for each in list_choices(found) if each.grade in ("A", "B")]
