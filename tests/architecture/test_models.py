@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.fake_checkpoints import write_fake, write_headers
-from xmerge.architecture import ResolvedModel, describe_model, resolve
+from tests.fake_checkpoints import Choose, everywhere, write_fake, write_headers
+from xmerge.architecture import ResolvedModel, describe_model, list_families, resolve
 from xmerge.architecture.models import config_dtype, list_references
 from xmerge.config import parse_config
 from xmerge.errors import CheckpointError, PlanError, XmergeError
@@ -229,3 +229,22 @@ def test_a_quantised_checkpoint_is_called_so(tmp_path):
     assert told.startswith("m is quantised (bitsandbytes), and what it holds are not a llama's own tensors.")
     assert "model.layers.1.mlp.up_proj.weight has shape [48, 1]" in told
     assert "quantise the result" in told
+
+
+@pytest.mark.parametrize("family", [family.family for family in list_families()])
+@pytest.mark.parametrize("maybe", [None, everywhere])
+def test_every_family_describes_what_its_file_lists(tmp_path: Path, family: str, maybe: Choose | None):
+    """A checkpoint with exactly the tensors of a family file, in any of its spellings, has a role for each of them."""
+    described = next(each for each in list_families() if each.family == family)
+    for number in range(len(described.spellings)):
+        model = describe(write_fake(tmp_path / str(number), family, maybe=maybe, spelling=number))
+        assert model.kind == family
+        assert [spec.name for spec in model.tensors if not spec.parts] == []
+        assert model.packed == {}
+
+
+def test_a_name_with_braces_is_a_name(tmp_path: Path):
+    """What a stranger writes between braces is no place for a number."""
+    extra = {"model.layers.2.{x}.{0}": ("F32", (2,))}
+    (spec,) = (each for each in describe(write_fake(tmp_path, extra=extra)).tensors if each.role is None)
+    assert (spec.name, spec.name_in(3)) == ("model.layers.2.{x}.{0}", "model.layers.3.{x}.{0}")
