@@ -291,12 +291,15 @@ def find_input_norm(model: ResolvedModel, kind: str) -> str | None:
 
 
 def _scope_of_norm(model: ResolvedModel, role: str) -> str | None:
-    """What a norm on queries or keys covers."""
-    held = next((model.by_role[key] for key in ((0, f"{role}_norm"),) if key in model.by_role), None)
-    if held is None:
+    """What a norm on queries or keys covers, and of what kind it is."""
+    held = model.by_role.get((0, f"{role}_norm"))
+    if held is None or model.family is None:
         return None
-    axes = [axis for axis, _, _ in held[0][1].loops]
-    return "every query and key head" if axes == ["head_dim"] else "queries and keys over all heads"
+    part = held[0][1]
+    # A weight for each head is stored as [heads, head_dim]; one row of them all is a norm over all heads.
+    axes = [axis for axis, _, _ in part.loops]
+    scope = "queries and keys over all heads" if len(part.shape) == 1 and len(axes) > 1 else "every query and key head"
+    return scope if model.family.norm == "rms" else f"{scope}, taking away the mean"
 
 
 def _tell_rope(rope: Rope | None) -> str:

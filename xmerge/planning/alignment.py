@@ -418,7 +418,7 @@ def _tell_steps(spec: TensorSpec, part: RolePart, held: Sequence[Held], turn: Tu
     if len(spec.parts) > 1 and len(theirs.parts) == 1:
         yield f"joined with {theirs.line}"
     if (part.expert is None) != (their_part.expert is None):
-        yield "experts joined" if part.expert is None else "one expert taken out"
+        yield f"{part.along} joined" if part.expert is None else f"one of its {part.along} taken out"
     ours, other = (_list_order(each) for each in (part, their_part))
     if ours != other and set(ours) == set(other):
         yield "transposed"
