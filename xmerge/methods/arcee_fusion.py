@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from xmerge.methods.arithmetic import to_float32
 from xmerge.methods.contract import Block, Rule, Streamed, merge_rule
 
 if TYPE_CHECKING:
@@ -30,11 +31,8 @@ def arcee_fusion(tensor: Streamed) -> Rule:
 
 def _find_threshold(tensor: Streamed) -> float:
     """The median and 1.5 times the distance of the quartiles, in float32."""
-    import torch
-
-    places = [(tensor.elements - 1) * quarter // 4 for quarter in (1, 2, 3)]
-    low, middle, high = torch.tensor(_find_sorted(tensor, places))
-    return float(middle + 1.5 * (high - low))
+    low, middle, high = _find_sorted(tensor, [(tensor.elements - 1) * quarter // 4 for quarter in (1, 2, 3)])
+    return to_float32(middle + to_float32(1.5 * to_float32(high - low)))
 
 
 def _find_sorted(tensor: Streamed, places: list[int]) -> list[float]:

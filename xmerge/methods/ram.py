@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
+from xmerge.methods.arithmetic import add_up
 from xmerge.methods.contract import Block, PerModel, Range, Rule, Streamed, merge_rule
 
 if TYPE_CHECKING:
@@ -20,14 +20,14 @@ def ram(
 ) -> Rule:
     """Task vectors: the only one that moved an element, or the mean of those that did.
 
-    d_i = x_i - base where that is larger than epsilon, else 0; y = base + sum_i d_i / max(c, 1), with c the number of
+    d_i = x_i - base where its magnitude is above epsilon, else 0; y = base + sum_i d_i / max(c, 1), with c the number of
     donors whose d_i is not 0 there. Reinforced Agent Merging, https://arxiv.org/abs/2601.13572. It is made for task
     vectors that are mostly 0: where every donor moved every number, it is their mean.
     """
 
     def merge(block: Block) -> Tensor:
         active, count = find_active(block, epsilon)
-        return block.base + add(active) / count.clamp_(min=1)
+        return block.base + add_up(active) / count.clamp_(min=1)
 
     return merge
 
@@ -35,9 +35,4 @@ def ram(
 def find_active(block: Block, epsilon: float) -> tuple[list[Tensor], Tensor]:
     """The task vectors without what is `epsilon` or less, and for each element how many are left that are not 0."""
     active = [delta.mul_(delta.abs() > epsilon) for delta in block.deltas]
-    return active, add([(each != 0).float() for each in active])
-
-
-def add(tensors: Sequence[Tensor]) -> Tensor:
-    """The sum in the order of the donors."""
-    return sum(tensors[1:], start=tensors[0])
+    return active, add_up([(each != 0).float() for each in active])

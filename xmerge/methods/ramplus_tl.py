@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
+from xmerge.methods.arithmetic import add_up
 from xmerge.methods.contract import Block, PerModel, Range, Rule, Streamed, merge_rule
-from xmerge.methods.ram import add, find_active
+from xmerge.methods.ram import find_active
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,8 +31,8 @@ def ramplus_tl(
 
     def merge(block: Block) -> Tensor:
         active, count = find_active(block, epsilon)
-        alone = add([each * gain for each, gain in zip(active, gains, strict=True)])
-        return block.base + alone.where(count == 1, add(active) / count.clamp(min=1))
+        alone = add_up([each * gain for each, gain in zip(active, gains, strict=True)])
+        return block.base + alone.where(count == 1, add_up(active) / count.clamp(min=1))
 
     return merge
 

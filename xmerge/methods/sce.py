@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
+from xmerge.methods.arithmetic import add_up, to_float32
 from xmerge.methods.contract import Block, PerModel, Range, Rule, Streamed, merge_rule
 
 if TYPE_CHECKING:
@@ -41,12 +42,13 @@ def sce(
 
     def merge(block: Block) -> Tensor:
         vectors = select(block)
-        positive = _add(vectors) >= 0
+        positive = add_up(vectors) >= 0
         # A sum of 0 counts as positive, and an element that is 0 agrees with no sign.
-        agreeing = [(each > 0) & positive | (each < 0) & ~positive for each in vectors]
-        shares = [agrees * w for agrees, w in zip(agreeing, weights, strict=True)]
-        moved = _add([each * share for each, share in zip(vectors, shares, strict=True)])
-        return block.base + moved / _add(shares).clamp(min=SMALLEST_SUM)
+        shares = [
+            ((each > 0) & positive | (each < 0) & ~positive) * w for each, w in zip(vectors, weights, strict=True)
+        ]
+        moved = add_up([each.mul_(share) for each, share in zip(vectors, shares, strict=True)])
+        return block.base + moved / add_up(shares).clamp_(min=SMALLEST_SUM)
 
     return merge
 
@@ -70,22 +72,15 @@ def _select_places(tensor: Streamed, share: float) -> Callable[[Block], list[Ten
 def _measure_variance(block: Block) -> list[Tensor]:
     """The variance of the task vectors at each element, over the donors."""
     wide = [delta.double() for delta in block.deltas]
-    mean = _add(wide) / len(wide)
-    return [(_add([(each - mean).square_() for each in wide]) / len(wide)).float()]
+    mean = add_up(wide) / len(wide)
+    return [(add_up([each.sub_(mean).square_() for each in wide]) / len(wide)).float()]
 
 
 def _multiply(count: int, share: float) -> int:
     """A share of a number of places, multiplied in float32 as in mergekit: 0.29 of 100 are 29, not 28."""
-    import torch
-
-    return min(count, int(torch.tensor(count) * share))
+    return min(count, int(to_float32(to_float32(count) * to_float32(share))))
 
 
 def _weigh(means: Sequence[float]) -> list[float]:
     total = sum(means)
     return [1.0 / len(means) if total < SMALLEST_SUM else mean / total for mean in means]
-
-
-def _add(tensors: Sequence[Tensor]) -> Tensor:
-    """The sum in the order of the donors."""
-    return sum(tensors[1:], start=tensors[0])

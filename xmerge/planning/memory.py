@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from xmerge.checkpoints.headers import DTYPE_BYTES
+from xmerge.methods import find_method
 from xmerge.planning.plan import MergePlan, Source, TensorPlan
 
 BLOCK_ELEMENTS = {"cpu": 2**17, "cuda": 2**24}
@@ -15,13 +16,20 @@ FAR_BYTES = 64
 WIDEST = 8
 """Bytes of the widest number that is read: a float64."""
 
+RULE_BYTES = 32
+"""What a rule computes with, for each number of a block and beside its inputs."""
+RULE_BYTES_OF_SOURCE = 16
+"""The same for each source."""
+RULE_COUNTS = 2**20
+"""Bytes of the histograms from which the largest numbers are selected, for each source."""
+
 
 def estimate_buffers(plan: MergePlan, device: str = "cpu") -> int:
     """Bytes of the buffers that one worker holds at most."""
     block = BLOCK_ELEMENTS[device]
     computed = [tensor for tensor in plan.tensors if not tensor.is_copied]
     windows = max((sum(reads_ahead(source, block) for source in tensor.sources) for tensor in computed), default=0)
-    return max(map(_bytes_for_each_number, computed), default=0) * block + windows * WINDOW_BYTES
+    return max((_estimate_tensor(tensor, block) for tensor in computed), default=0) + windows * WINDOW_BYTES
 
 
 def reads_ahead(source: Source, block: int) -> bool:
@@ -35,7 +43,18 @@ def reads_ahead(source: Source, block: int) -> bool:
     )
 
 
-def _bytes_for_each_number(tensor: TensorPlan) -> int:
+def _estimate_tensor(tensor: TensorPlan, block: int) -> int:
     """As read; each source in float32, and in float64 for inner products; sum, difference and rounded result."""
+    method = find_method(tensor.method)
+    if method.is_rule:
+        row = tensor.shape[-1] if method.by_rows and tensor.shape else 1
+        return _estimate_rule(tensor, block, max(block, row))
     each_source = 4 + (8 if tensor.coefficients is None else 0)
-    return WIDEST + each_source * len(tensor.sources) + 4 + 4 + 4
+    return (WIDEST + each_source * len(tensor.sources) + 4 + 4 + 4) * block
+
+
+def _estimate_rule(tensor: TensorPlan, block: int, longest: int) -> int:
+    """As read and as written, a block of each; what is computed with, for the longest row; and histograms."""
+    sources = len(tensor.sources)
+    computed = RULE_BYTES + (4 + RULE_BYTES_OF_SOURCE) * sources
+    return (WIDEST + DTYPE_BYTES[tensor.dtype]) * block + computed * longest + RULE_COUNTS * sources
