@@ -32,8 +32,7 @@ class RuleMerger(Combiner):
         method = find_method(tensor.method)
         if not method.is_rule:
             return super().combine(tensor, shard)
-        self._reader.open(tensor.sources)
-        streamed = StreamedTensor(self, tensor, by_rows=method.by_rows)
+        streamed = self.stream(tensor, by_rows=method.by_rows)
         rule = method.rule(streamed, dict(tensor.parameters))
         tally = _Tally(tensor)
         for block in streamed.blocks():
@@ -42,6 +41,11 @@ class RuleMerger(Combiner):
             for at in range(0, made.numel(), self._block):
                 self._write(tensor, block.start + at, made[at : at + self._block], shard)
         return tally.tell(self._compare_biases(tensor, tally.squares, FLOAT32_DIGITS))
+
+    def stream(self, tensor: TensorPlan, *, by_rows: bool) -> StreamedTensor:
+        """A tensor as a rule sees it, and no other from now on."""
+        self._reader.open(tensor.sources)
+        return StreamedTensor(self, tensor, by_rows=by_rows)
 
     def read_blocks(self, tensor: TensorPlan, row: int, *, check: bool) -> Iterator[tuple[int, list[torch.Tensor]]]:
         """(first element, each input's elements in float32) of the blocks of a tensor, whole rows in each.

@@ -1,12 +1,17 @@
 """Trimmed task vectors that agree in sign."""
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 from xmerge.methods.contract import PerModel, Range, Rule, Streamed, merge_rule
 from xmerge.methods.task_vectors import add_task_vectors, keep_largest
 
 
-@merge_rule(base="required", inputs=(2, None))
+def _count_readings(*, density: Sequence[float], rescale: bool, **_: Any) -> int:
+    return 0 if min(density[1:]) >= 1.0 else 2 + bool(rescale)
+
+
+@merge_rule(base="required", inputs=(2, None), readings=_count_readings)
 def ties(
     tensor: Streamed,
     *,
