@@ -248,3 +248,31 @@ def test_a_name_with_braces_is_a_name(tmp_path: Path):
     extra = {"model.layers.2.{x}.{0}": ("F32", (2,))}
     (spec,) = (each for each in describe(write_fake(tmp_path, extra=extra)).tensors if each.role is None)
     assert (spec.name, spec.name_in(3)) == ("model.layers.2.{x}.{0}", "model.layers.3.{x}.{0}")
+
+
+@pytest.mark.parametrize(
+    ("family", "said", "told"),
+    [
+        ("gemma3_multimodal", {"text_config": "x"}, "m/config.json says text_config = 'x', which is no mapping."),
+        ("gemma3_multimodal", {"text_config": []}, "m/config.json says text_config = [], which is no mapping."),
+        (
+            "llama",
+            {"tie_word_embeddings": 1},
+            "m/config.json says tie_word_embeddings = 1, which is neither true nor false.",
+        ),
+        (
+            "qwen3_moe",
+            {"num_experts": 9_000, "num_hidden_layers": 9_000},
+            "m contradicts itself: its config.json says 81000000 experts in all its layers, and it holds ",
+        ),
+    ],
+    ids=str,
+)
+def test_what_config_json_says_of_the_whole_model_is_judged_first(
+    tmp_path: Path, family: str, said: dict[str, Any], told: str
+):
+    """Where the language model is described, whether it is tied, and names without end, are refused in a moment."""
+    folder = write_fake(tmp_path, family, maybe=everywhere)
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | said), encoding="utf-8")
+    assert refuse(folder).startswith(told)

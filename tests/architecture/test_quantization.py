@@ -97,7 +97,7 @@ PARTS: Mapping[str, tuple[str, Tensors]] = {
     ),
     "scaled weights": (f"{Q}.weight", {f"{Q}.weight": ("BF16", (16, 8)), f"{Q}.weight_scale": ("BF16", (16, 1))}),
 }
-"""What each way of packing writes for one weight: its plain name, and the tensors."""
+"""What each way of packing writes for one weight: its plain name, and the tensors, its numbers first."""
 
 SAID = [
     ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, "bitsandbytes in 4 bits"),
@@ -144,6 +144,7 @@ def test_headers_alone_tell_how_a_weight_is_packed(kind):
     found = find_packed({}, store(tensors), "m")
     assert set(found) == set(tensors)
     assert {(each.packing.name, each.name) for each in found.values()} == {(kind, weight)}
+    assert {each.stored[0] for each in found.values()} == {next(iter(tensors))}
 
 
 def test_every_way_of_packing_that_leaves_a_mark_is_tested():
@@ -165,6 +166,44 @@ def test_a_word_of_config_json_comes_before_the_look_of_the_names(tmp_path):
     assert write_packed(tmp_path, PARTS["GPTQ"][1], **said).packed[1, "attn_q"].packing.name == "AutoRound"
 
 
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ({"quant_method": "bitsandbytes"}, "bitsandbytes in 8 bits"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes in 8 bits"),
+        ({}, "bitsandbytes in 8 bits"),
+    ],
+    ids=str,
+)
+def test_the_look_of_the_names_decides_what_config_json_leaves_open(tmp_path, said, kind):
+    """Of the ways that config.json may mean, it is the one that the tensors show."""
+    tensors = PARTS["bitsandbytes in 8 bits"][1]
+    assert write_packed(tmp_path, tensors, quantization_config=said).packed[1, "attn_q"].packing.name == kind
+
+
+@pytest.mark.parametrize(
+    ("tensors", "kind"),
+    [
+        ({f"{Q}.weight": ("F8_E4M3", (16, 8)), f"{Q}.weight_scale": ("F32", ())}, "FP8"),
+        ({f"{Q}.weight": ("F8_E4M3", (16, 8)), f"{Q}.qscale_weight": ("F32", ())}, "FP8"),
+        (
+            {f"{Q}.weight": ("F8_E4M3", (16, 8)), f"{Q}.weight_scale": ("F32", ()), f"{Q}.input_scale": ("F32", ())},
+            "FP8",
+        ),
+        ({GATE_UP: ("F8_E4M3", (4, 8, 12)), f"{GATE_UP}_scale_inv": ("F32", (4, 1, 1))}, "FP8"),
+        ({GATE_UP: ("F8_E4M3", (4, 8, 12)), f"{GATE_UP}_scale": ("F32", (4, 1, 1))}, "FP8"),
+        ({GATE_UP: ("F8_E4M3", (4, 8, 12))}, "floats of 8 bits or fewer"),
+        ({f"{Q}.weight": ("I8", (16, 8)), f"{Q}.weight_scale": ("BF16", (16, 1))}, "scaled weights"),
+    ],
+    ids=str,
+)
+def test_small_numbers_are_told_by_what_lies_beside_them(tensors, kind):
+    """One dtype serves several ways of packing; every tensor that belongs to a weight is found all the same."""
+    found = find_packed({}, store(tensors), "m")
+    assert set(found) == set(tensors)
+    assert {each.packing.name for each in found.values()} == {kind}
+
+
 @pytest.mark.parametrize("kind", [kind for kind, (weight, _) in PARTS.items() if weight == f"{Q}.weight"])
 def test_a_packed_weight_has_a_place_and_its_tensors_no_role(tmp_path, kind):
     """A model with a packed weight is whole: what is packed is known by layer and role, and all else is as ever."""
@@ -182,7 +221,8 @@ def test_a_packed_weight_has_a_place_and_its_tensors_no_role(tmp_path, kind):
 def test_what_lies_in_the_place_of_a_weight_is_taken_for_it_where_config_json_says_so(tmp_path):
     """Names that nobody knows are a packed weight if config.json says that weights are packed, else one is missing."""
     strange = {f"{Q}.indices": ("I32", (1, 4)), f"{Q}.centroids.weight": ("F16", (1, 8))}
-    model = write_packed(tmp_path / "said", strange, quantization_config={"quant_method": "vptq"})
+    other = {f"{Q}x.weight": ("BF16", (2,)), "visual.weight": ("BF16", (2,))}
+    model = write_packed(tmp_path / "said", {**strange, **other}, quantization_config={"quant_method": "vptq"})
     assert {each.name for each in model.tensors if each.packed} == set(strange)
     assert model.packed[1, "attn_q"].packing.name == "vptq"
     with pytest.raises(CheckpointError, match=f"m lacks {Q}.weight"):

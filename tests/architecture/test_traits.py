@@ -176,6 +176,23 @@ def test_layers_of_several_kinds_turn_by_their_own_parameters():
     assert [rope.theta for layer in range(4) if (rope := only_one.rope_of(layer))] == [1e4, 2e6, 1e4, 2e6]
 
 
+def test_a_kind_of_layers_that_config_json_leaves_out_turns_as_the_family_does():
+    """What is said of other kinds of layers says nothing of a layer."""
+    traits = read("gemma3", layer_types=["full_attention"] * 4, rope_parameters={"sliding_attention": {"factor": 2}})
+    assert traits.rope_of(0) == Rope(1e6, "default", (), 4)
+
+
+def test_null_may_mean_that_there_is_none():
+    """A window or a cap that config.json says is null is none, and not the family's default."""
+    known = read("gemma2")
+    nulls = dict.fromkeys(("sliding_window", "attn_logit_softcapping", "final_logit_softcapping"))
+    traits = Traits(known.family, {**known.config, **nulls}, known.axes, "m")
+    for trait in ("window", "attention_softcap", "output_softcap"):
+        assert known.tell(trait) != "none"
+        assert traits.tell(trait) == "none"
+    assert (known.window_of(0), traits.window_of(0)) == (4096, None)
+
+
 def test_an_unknown_rope_type_is_kept_as_it_is_called():
     """What a rope type means need not be known to see that two models have the same."""
     rope = read(rope_scaling={"rope_type": "mystery", "factor": 2}).rope_of(0)

@@ -125,6 +125,25 @@ def test_a_packed_base_is_carried_as_it_is(bench, method):
     assert error.what == "A holds model.layers.0.mlp.up_proj.qweight packed (GPTQ), and nothing can be merged into it."
 
 
+def test_an_embedding_that_is_packed_gives_no_output_either(bench):
+    """A donor that ties its output to a packed embedding has neither for a base that holds both."""
+    bench.write("A")
+    packed = {"model.embed_tokens.weight": ("U32", [32, 1]), "model.embed_tokens.scales": ("BF16", [32, 1])}
+    bench.write("B", extra=packed, tie_word_embeddings=True)
+    for name in ("embed_tokens", "lm_head"):
+        error = bench.refuse(SLERP + f"parameters: {{t: [{{filter: {name}, value: 0.5}}]}}", code=3)
+        assert error.what == "B holds model.embed_tokens.weight packed (integers), and it cannot be merged."
+        assert "model.embed_tokens.scales" in str(error.why)
+
+
+def test_what_fits_in_some_layers_only_is_no_way_out(bench):
+    """A filter that is offered chooses something that fits in every layer."""
+    bench.write("A")
+    bench.write("B", intermediate_size=20, extra={"model.layers.0.self_attn.q_proj.weight_scale": ("BF16", [16, 1])})
+    error = bench.refuse(SLERP + "parameters: {t: [{filter: mlp, value: 0.5}]}")
+    assert "(self_attn.k_proj, self_attn.o_proj, self_attn.v_proj)" in str(error.remedy)
+
+
 def test_a_plain_donor_is_not_merged_into_a_packed_base(bench):
     """There is no place for plain weights where a model holds packed ones."""
     packed = {f"model.layers.{n}.mlp.up_proj.weight": ("U8", [48, 1]) for n in range(4)}

@@ -63,7 +63,8 @@ class PackedWeight:
 _UNNAMED = Packing(name="unknown", reason="its config.json says that its weights are quantised")
 _INTEGERS = Packing(
     name="integers",
-    reason="integers are weights only together with a scale, and nothing says which",
+    beside=(".scales", ".scale", ".zeros", ".qzeros", ".zero", ".biases", ".qbiases"),
+    reason="integers are weights only together with a scale, and nothing says how",
 )
 _FLOATS = Packing(
     name="floats of 8 bits or fewer",
@@ -266,9 +267,11 @@ def find_packed(config: Mapping[str, Any], tensors: Mapping[str, StoredTensor], 
     }
     for stored in tensors.values():
         if stored.name not in parts and _is_no_weight(stored, told):
-            parts[stored.name] = stored.name
-            found[stored.name] = told or (_INTEGERS if stored.dtype[0] in "IUB" else _FLOATS)
-            parts |= dict.fromkeys(_list_parts(stored.name, (found[stored.name],), tensors), stored.name)
+            packing = told or (_INTEGERS if stored.dtype[0] in "IUB" else _FP8)
+            own = _list_parts(stored.name, (packing,), tensors)
+            # What nothing lies beside is not even FP8: nobody knows the scale.
+            found[stored.name] = _FLOATS if packing is _FP8 and not told and len(own) == 1 else packing
+            parts |= dict.fromkeys(own, stored.name)
     return _gather(found, parts, tensors, label)
 
 
