@@ -196,13 +196,13 @@ def test_layers_without_rotation_are_told_apart():
         assert ("4096 tokens in command-r7b" in told) == (layers != global_layers)
 
 
-def test_layers_meet_at_the_same_share_of_the_depth():
-    """48 layers meet 36: each component of the base is there once for each of its own layers."""
-    found = compare("granite-3.1-8b", "qwen3-8b")
-    for each in found.components:
-        if each.component.startswith(("attn_", "ffn_")):
-            assert each.layers == tuple(range(40))
-    assert (found.base.layers, found.donor.layers) == (40, 36)
+def test_layers_meet_at_the_same_share_of_the_depth(tmp_path):
+    """Six layers meet layers 0, 1, 3, 4, 6 and 7 of eight, of which 3 and 7 are without rotation."""
+    folders = [write_shallow(tmp_path / "a", "llama-3-8b", 6), write_shallow(tmp_path / "b", "command-r7b", 8)]
+    found = compare_models(*describe_models_named([str(folder) for folder in folders]))
+    rows = {each.layers: "; ".join(each.reasons) for each in found.components if each.component == "attn_q"}
+    assert {layers: "not at all in b" in told for layers, told in rows.items()} == {(0, 1, 3, 4): False, (2, 5): True}
+    assert (found.base.layers, found.donor.layers) == (6, 8)
 
 
 def test_every_tensor_of_the_base_is_in_one_row():
@@ -224,6 +224,7 @@ def test_a_mixture_s_dense_layers_are_one_row(tmp_path):
     found = compare_models(*describe_models_named([str(tmp_path / "llama"), str(tmp_path / "moe")]))
     rows = {each.layers: each for each in found.components if each.component == "ffn_up"}
     assert {layers: each.grade for layers, each in rows.items()} == {(0,): "A", (1, 2, 3): "E"}
+    assert found.class_of("ffn_up") == "E"
     (reason,) = rows[1, 2, 3].reasons
     assert reason == (
         "moe (qwen3_moe) has none in the layers that meet these; it works with ffn_down_exps, ffn_gate_exps, "
