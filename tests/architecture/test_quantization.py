@@ -270,7 +270,7 @@ def test_a_weight_of_few_bits_is_packed_even_if_nothing_else_says_so(tmp_path, d
     assert model.packed[1, "attn_q"].stored == (f"{Q}.weight",)
 
 
-@pytest.mark.parametrize("key", ["quantization_config", "compression_config", "quantization"])
+@pytest.mark.parametrize("key", ["quantization_config", "compression_config"])
 @pytest.mark.parametrize("said", ["gptq", ["gptq"], 4, True])
 def test_a_word_on_packing_that_cannot_be_understood_is_refused(tmp_path, key, said):
     """What is no mapping says nothing of how weights are packed, and no program loads the model."""
@@ -278,6 +278,7 @@ def test_a_word_on_packing_that_cannot_be_understood_is_refused(tmp_path, key, s
         describe(write_fake(tmp_path, **{key: said}))
     assert caught.value.what == f"m/config.json says {key} = {said!r}, which is no mapping."
     assert caught.value.remedy == "take config.json from the model's page again."
+    assert describe(write_fake(tmp_path, quantization=said)).quantization is None
 
 
 @pytest.mark.parametrize("kind", PARTS)

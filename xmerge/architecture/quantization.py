@@ -333,7 +333,8 @@ def _read_told(config: Mapping[str, Any], label: str) -> tuple[Packing, ...]:
     silent: tuple[Packing, ...] = ()
     for key in CONFIG_KEYS:
         said = config.get(key)
-        if said is None or said is False:
+        # MLX's key is a plain word, which others may use for something else.
+        if said is None or said is False or (key == "quantization" and not isinstance(said, Mapping)):
             continue
         if not isinstance(said, Mapping):
             raise refuse_said(label, f"{key} = {show(said)}", "no mapping")
