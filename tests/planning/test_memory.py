@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
-from xmerge.planning.memory import estimate_buffers
+import pytest
+
+from xmerge.planning.memory import BLOCK_ELEMENTS, WINDOW_BYTES, estimate_buffers, reads_ahead
+from xmerge.planning.plan import Segment, Source
 
 SLERP = "merge_method: slerp\nbase_model: base\nmodels: [{model: base}, {model: donor}]\nparameters: {t: 0.5}\n"
 COPY = "merge_method: passthrough\nmodels: [{model: base}]\n"
+N = 1000
+ORDERS = {
+    "one after another": (),
+    "transposed": ((N, 1, N), (N, N, 1)),
+    "columns in turns": ((N * N, 2, 1),),
+    "rotated rows": ((N // 4, 4 * N, 4 * N), (2, N, 2 * N), (2, 2 * N, N), (N, 1, 1)),
+}
+
+
+def make_source(order: tuple[tuple[int, int, int], ...], elements: int = N * N) -> Source:
+    """A source of one segment in an order."""
+    segment = Segment(tensor="w", file="f", dtype="BF16", offset=0, elements=elements, order=order)
+    return Source(model=1, pin="", segments=(segment,))
 
 
 def test_memory_does_not_grow_with_the_model(bench):
@@ -17,3 +33,33 @@ def test_memory_does_not_grow_with_the_model(bench):
         needed.append(estimate_buffers(bench.plan(SLERP)))
     assert needed[0] == needed[1] > 0
     assert estimate_buffers(bench.plan(COPY)) == 0
+
+
+@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
+def test_only_what_lies_far_apart_is_read_ahead(order):
+    """A transposed tensor is, one whose neighbours stay near each other is not."""
+    assert reads_ahead(make_source(order), 2**17) == (order == ORDERS["transposed"])
+
+
+def test_what_a_block_holds_as_a_whole_is_not_read_ahead():
+    """A tensor no larger than a block is read at once anyway, and blocks as large as a window need none."""
+    transposed = ORDERS["transposed"]
+    assert not reads_ahead(make_source(transposed), N * N)
+    assert not reads_ahead(make_source(transposed, 2**40), BLOCK_ELEMENTS["cuda"])
+
+
+def test_each_source_that_is_read_ahead_takes_a_window(bench):
+    """The estimate has a window for every transposed source of the tensor that has most of them."""
+    for name in ("base", "donor"):
+        bench.write(name)
+    plan = bench.plan(SLERP)
+    layers = []
+    for layer in plan.layers:
+        far = tuple(
+            tensor.model_copy(update={"sources": (tensor.sources[0], make_source(ORDERS["transposed"]))})
+            for tensor in layer.tensors
+        )
+        layers.append(layer.model_copy(update={"tensors": far}))
+    windowed = plan.model_copy(update={"layers": tuple(layers)})
+    assert estimate_buffers(windowed) == estimate_buffers(plan) + WINDOW_BYTES
+    assert estimate_buffers(windowed, "cuda") == estimate_buffers(plan, "cuda")
