@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,12 @@ class Bench:
             named = {_name(number): piece.contiguous() for number, piece in enumerate(pieces)}
             save_file(named, place / FILE)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The output's: that of the first source, or one dimension where that is in several pieces."""
+        whole, *more = self.pieces[0]
+        return (sum(piece.numel() for piece in self.pieces[0]),) if more else tuple(whole.shape)
+
     def source(self, number: int, shift: float = 0.0) -> Source:
         """A source, with its pieces as segments."""
         _, entries, start = read_local_shard(self.folders[number] / FILE, FILE)
@@ -77,9 +84,9 @@ class Bench:
             name=NAME,
             role=None,
             component=NAME,
-            shape=(sum(piece.numel() for piece in self.pieces[0]),),
+            shape=self.shape,
             dtype=dtype or sources[0].segments[0].dtype,
-            decision="merge" if given or shift else "copy",
+            decision="merge" if given or shift or found.is_rule else "copy",
             reason="",
             method=method,
             method_version=1,
@@ -138,6 +145,13 @@ class Bench:
         return read_back(path)[NAME], result
 
 
+def make(method: str, tensors: Sequence[torch.Tensor], block: int | None = None, **parameters: Any) -> torch.Tensor:
+    """What the engine makes of whole tensors by a method, the base first where it has one."""
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder), tensors)
+        return bench.combine(bench.plan(method, **parameters), block)[0]
+
+
 def _name(piece: int) -> str:
     """What a piece is called in its file, where the pieces stand in the reverse order."""
     return f"piece{9 - piece}"
@@ -157,6 +171,5 @@ def draw(seed: int, elements: int, dtype: torch.dtype = torch.bfloat16) -> torch
 
 def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether two tensors are equal bit for bit, signs of zeros and all."""
-    return one.dtype == other.dtype and torch.equal(
-        one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8)
-    )
+    same = (one.dtype, one.shape) == (other.dtype, other.shape)
+    return same and torch.equal(one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))

@@ -20,7 +20,7 @@ RULE_BYTES = 32
 """What a rule computes with, for each number of a block and beside its inputs."""
 RULE_BYTES_OF_SOURCE = 16
 """The same for each source."""
-RULE_COUNTS = 2**20
+RULE_COUNTS = 2**21
 """Bytes of the histograms from which the largest numbers are selected, for each source."""
 
 
