@@ -179,6 +179,16 @@ def test_a_narrow_terminal_is_wide_enough(xmerge, narrow, donor):
     assert "…" not in told
 
 
+def test_a_very_narrow_terminal_folds_words(xmerge, narrow, monkeypatch, tmp_path):
+    """Nothing is cut off where not even a word fits."""
+    monkeypatch.setenv("COLUMNS", "30")
+    write_shallow(tmp_path / "a-model-of-a-long-name", "phi-4-mini", 2)
+    for words in (("compat", "phi-4-mini", "llama-3.2-3b"), ("compat", "--all", tmp_path)):
+        above = COLOR.sub("", xmerge(*words).out).split("A recipe to start from:")[0]
+        assert max(map(len, above.splitlines())) <= 30
+        assert "…" not in above
+
+
 @pytest.mark.parametrize("name", ["[bold]x[red]", "\x1b[31mred\x1b[0m", "new\nline", ":bomb:", "\x07bell"])
 def test_hostile_names_are_shown_as_they_are(xmerge, narrow, tmp_path, name):
     """No name of a folder is taken for markup, nor acted upon by a terminal."""

@@ -77,6 +77,16 @@ def test_a_cell_is_the_worst_class_of_each_part(base, donor, grades):
     assert "".join(grade or "-" for grade in grade_parts(compare(base, donor))) == grades
 
 
+def test_what_holds_keys_and_values_counts_for_both():
+    """Latent attention has one matrix for keys and values, and its class is that of both."""
+    found = compare("deepseek-v2-lite", "deepseek-v2-lite")
+    components = [
+        each.model_copy(update={"grade": "C"}) if each.component == "attn_kv_a" else each for each in found.components
+    ]
+    changed = found.model_copy(update={"components": tuple(components)})
+    assert grade_parts(changed) == ("A", "C", "C", "A", "A")
+
+
 def test_a_matrix_is_data_and_comes_back(zoo):
     """JSON holds all of it: reading it gives an equal value."""
     matrix = compare_folder(zoo)

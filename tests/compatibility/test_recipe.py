@@ -161,6 +161,19 @@ def choose(found) -> dict[str, tuple[str, ...]]:
     return {each.filter: each.components for each in choices}
 
 
+def test_a_filter_is_as_good_as_the_worst_that_it_chooses():
+    """A filter that is a part of another component's name chooses that too, and is offered only if both cross."""
+    found = compare("mistral-7b-v0.3", "mistral-7b-v0.3")
+    renamed = {"self_attn.q_proj": "self_attn.v_proj_2"}
+    for grade, offered in (("A", "A"), ("C", "C"), ("D", "D"), (None, "A")):
+        components = [
+            each.model_copy(update={"filter": renamed[each.filter], "grade": grade}) if each.filter in renamed else each
+            for each in found.components
+        ]
+        choices = list_choices(found.model_copy(update={"components": tuple(components)}))
+        assert {each.filter: each.grade for each in choices}["self_attn.v_proj"] == offered
+
+
 def test_models_of_one_unknown_type_merge_whole(tmp_path):
     """Where nobody knows what tensors do there is nothing to filter by: all that matches is merged, the rest stays."""
     config = {"model_type": "unheard-of", "num_hidden_layers": 1}
@@ -179,6 +192,7 @@ def test_models_of_one_unknown_type_merge_whole(tmp_path):
 HOSTILE = (
     "two words", "a: b", "# no comment", "it's", 'say "so"', "new\nline", "tab\there", "a, b}", "{x}", "[bold]", "null",
     "1e3", "yes", "\x1b[31mred", "a@b", "a+b", "ünï", "💥", "- x", "&x", "*x", "!x", "%x", "~x", "trailing ",
+    "many words " * 15,
 )  # fmt: skip
 
 
@@ -186,6 +200,18 @@ HOSTILE = (
 def test_a_folder_of_any_name_comes_back_from_the_recipe(tmp_path, name):
     """A recipe is YAML whatever its folders are called, and names those folders again."""
     check_round_trip(tmp_path, name)
+
+
+@pytest.mark.parametrize("name", ["null", "1e3", "yes", "0x1f", "2024-01-01", "~x", "- x", "a+b", "plain"])
+def test_a_folder_that_is_named_from_here_comes_back_too(tmp_path, monkeypatch, name):
+    """A relative name is all that a recipe holds, and no word of YAML."""
+    monkeypatch.chdir(tmp_path)
+    for part in (name, f"{name}.b"):
+        write_fake(tmp_path / part, num_hidden_layers=1)
+    recipe = write_recipe(compare_models(*describe_models_named([name, f"{name}.b"])))
+    assert recipe is not None
+    config = parse_config(recipe, "recipe.yml", tmp_path)
+    assert [each.model.model.path for each in config.models] == [name, f"{name}.b"]
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
