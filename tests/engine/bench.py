@@ -66,9 +66,18 @@ class Bench:
         return Source(model=number, pin=f"pin{number}", segments=segments, shift=shift)
 
     def plan(
-        self, method: str = "passthrough", *, dtype: str | None = None, shift: float = 0.0, **given: Any
+        self,
+        method: str = "passthrough",
+        *,
+        dtype: str | None = None,
+        shift: float = 0.0,
+        has_base: bool = False,
+        **given: Any,
     ) -> MergePlan:
-        """A plan that makes one tensor of all sources by a method with these parameters; without any, a copy."""
+        """A plan that makes one tensor of all sources by a method with these parameters; without any, a copy.
+
+        `has_base`: whether a method that can do without a base has the first source for it.
+        """
         sources = tuple(self.source(number, shift) for number in range(len(self.pieces)))
         found = find_method(method)
         parameters: dict[str, Any] = {each.name: each.default for each in found.parameters}
@@ -77,7 +86,7 @@ class Bench:
             for each in found.parameters
         } | given
         try:
-            coefficients = found.coefficients(Gram(), len(sources), parameters)
+            coefficients = found.coefficients(Gram(has_base=has_base), len(sources), parameters)
         except GramUnknownError:
             coefficients = None
         tensor = TensorPlan(
@@ -95,6 +104,7 @@ class Bench:
             coefficients=coefficients,
             readings=1 if coefficients is not None else found.count_readings(parameters),
             base=0,
+            has_base=has_base,
         )
         return self.plan_of([tensor])
 

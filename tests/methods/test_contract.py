@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import pytest
+import torch
 
+from tests.methods.grams import gram_of, know_gram
 from xmerge.errors import ConfigError
 from xmerge.methods import contract, find_method, list_methods
-from xmerge.methods.contract import Gram, GramUnknownError, PerModel, Range, merge_method
+from xmerge.methods.contract import Coefficient, Gram, GramUnknownError, PerModel, Range, merge_method
 
 
 def test_methods_are_listed_by_name():
@@ -23,8 +25,9 @@ def test_an_unknown_method_is_refused_with_the_nearest():
     """A method that does not exist is told with one of a like name, or with all there are."""
     with pytest.raises(ConfigError, match=r"^there is no merge method 'liner'; did you mean 'linear'\?$"):
         find_method("liner")
-    with pytest.raises(ConfigError, match=r"^there is no merge method 'zzz'; valid here: linear, passthrough, "):
+    with pytest.raises(ConfigError, match=r"^there is no merge method 'zzz'; valid here: \w+(, \w+)*\.$") as caught:
         find_method("zzz")
+    assert ", linear, " in caught.value.what
 
 
 def test_a_decorated_function_is_a_method(monkeypatch: pytest.MonkeyPatch):
@@ -67,7 +70,7 @@ def test_two_methods_of_one_name_are_a_mistake(monkeypatch: pytest.MonkeyPatch):
         """Not the one."""
         return [1.0] * count
 
-    with pytest.raises(AssertionError, match="there are two methods 'linear'"):
+    with pytest.raises(ValueError, match=r"there is a method 'linear' already, in xmerge\.methods\.linear"):
         merge_method(base="as_input", inputs=(1, None))(linear)
 
 
@@ -77,12 +80,47 @@ def test_weights_that_were_not_read_cannot_be_looked_at():
         Gram().dot(0, 0)
     with pytest.raises(GramUnknownError):
         Gram().norm(0)
+    with pytest.raises(GramUnknownError):
+        Gram().deltas.slices(-1)
 
 
 def test_a_gram_matrix_knows_norms():
-    """The norm of an input is the root of its product with itself; rounding below 0 is 0."""
-    gram = Gram([[9.0, 2.0], [2.0, -1e-30]])
+    """The norm of an input is the root of its product with itself."""
+    gram = know_gram([[9.0, 2.0], [2.0, 0.0]])
     assert (gram.norm(0), gram.dot(1, 0), gram.norm(1)) == (3.0, 2.0, 0.0)
+
+
+def test_task_vectors_have_a_gram_matrix_of_their_own():
+    """`deltas` are the products of the differences from input 0, and a method knows whether that is a base."""
+    gram = gram_of([[1.0, 0.0], [4.0, 4.0], [1.0, 2.0]], has_base=True)
+    assert (gram.deltas.norm(1), gram.deltas.dot(1, 2), gram.deltas.norm(0)) == (5.0, 8.0, 0.0)
+    assert gram.has_base
+    assert gram.deltas.has_base
+    assert not Gram().has_base
+
+
+def test_slices_are_rows_or_columns():
+    """Along the last axis a matrix has one product for each row, along the first one for each column."""
+    gram = gram_of([torch.tensor([[3.0, 4.0], [0.0, 1.0], [6.0, 8.0]])])
+    assert gram.slices(-1).norm(0).tolist() == [[5.0], [1.0], [10.0]]
+    assert gram.slices(0).dot(0, 0).tolist() == [[45.0, 81.0]]
+    assert gram.slices(None).norm(0).tolist() == [[math.sqrt(126.0)]]
+
+
+def test_a_coefficient_of_one_slice_is_a_number(monkeypatch: pytest.MonkeyPatch):
+    """What a method gives for one slice is a number, and what it gives for several stays one for each."""
+    monkeypatch.setattr(contract, "_found", {})
+
+    @merge_method(base="as_input", inputs=(1, None))
+    def lengths(gram: Gram, count: int) -> Sequence[Coefficient]:
+        """The lengths of rows."""
+        return [gram.slices(-1).norm(i) for i in range(count)]
+
+    (one,) = contract._found["lengths"].coefficients(gram_of([[3.0, 4.0]]), 1, {})
+    assert (one, type(one)) == (5.0, float)
+    (two,) = contract._found["lengths"].coefficients(gram_of([torch.tensor([[3.0, 4.0], [0.0, 1.0]])]), 1, {})
+    assert isinstance(two, torch.Tensor)
+    assert two.tolist() == [[5.0], [1.0]]
 
 
 @pytest.mark.parametrize(
@@ -92,6 +130,8 @@ def test_a_gram_matrix_knows_norms():
         (Range("x", 0.0), [0.0, 1e30], [-1e-9, math.nan], "0 or more"),
         (Range("x", 0.0, 1.0), [0.0, 0.5, 1.0], [-0.1, 1.1, math.nan], "0 to 1"),
         (Range("x", most=1.0), [-5.0, 1.0], [1.5, math.nan], "1 or less"),
+        (Range("x", 1, whole=True), [1.0, 7.0], [0.0, 1.5, math.nan], "a whole number, 1 or more"),
+        (Range("x", whole=True), [-1.0, 0.0], [0.5, math.nan], "a whole number"),
     ],
 )
 def test_a_range_says_what_it_holds(spec: Range, inside: list[float], outside: list[float], text: str):

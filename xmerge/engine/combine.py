@@ -6,19 +6,22 @@ fused and the result does not depend on the machine.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 
 import torch
 
 from xmerge.engine.blocks import BlockReader
+from xmerge.engine.gram import InnerProducts
 from xmerge.engine.reading import TORCH_DTYPES, OpenSources
 from xmerge.engine.results import TensorResult
 from xmerge.engine.shard import ShardWriter
+from xmerge.engine.weighting import Weighting, average, multiply
 from xmerge.errors import CheckpointError, InvalidMergeError
 from xmerge.interrupt import check_stop
 from xmerge.methods import find_method
-from xmerge.methods.contract import Gram
+from xmerge.methods.contract import Axis, Coefficient, Gram
 from xmerge.planning.memory import BLOCK_ELEMENTS
 from xmerge.planning.plan import LostBias, MergePlan, Source, TensorPlan
 
@@ -48,56 +51,74 @@ class Combiner:
             InvalidMergeError: The output holds NaN or infinity, though no input did.
         """
         self._reader.open(tensor.sources)
-        gram = self._gram(tensor) if tensor.coefficients is None else None
-        coefficients = tensor.coefficients
-        if coefficients is None:
-            assert gram is not None
-            self._check_gram(tensor, gram)
-            method = find_method(tensor.method)
-            coefficients = method.coefficients(Gram(gram), len(tensor.sources), dict(tensor.parameters))
+        coefficients: Sequence[Coefficient]
+        if tensor.coefficients is None:
+            coefficients, gram = self._find_coefficients(tensor)
+        else:
+            coefficients, gram = tensor.coefficients, None
         squares, products = self._stream(tensor, coefficients, shard, measure=gram is None)
         if gram is not None:
-            squares, products = _measure_by_gram(gram, coefficients, tensor.base)
+            squares, products = _measure_by_gram(gram, [average(c) for c in coefficients], tensor.base)
         digits = FLOAT32_DIGITS if gram is None else DIGITS
         cosine, ratio = compare(products, digits)
         return TensorResult(
             name=tensor.name,
-            coefficients=tuple(round_digits(c) for c in coefficients),
+            coefficients=tuple(round_digits(average(c)) for c in coefficients),
             cosine=cosine,
             norm_ratio=ratio,
             donor_cosines=_donor_cosines(gram),
             bias_ratios=self._compare_biases(tensor, squares, digits),
         )
 
-    def _gram(self, tensor: TensorPlan) -> list[list[float]]:
-        """All inner products of the sources, accumulated in float64."""
-        n = len(tensor.sources)
-        gram = [[0.0] * n for _ in range(n)]
-        for start, count in self._blocks(tensor.elements):
-            wide = [self._buffer(f"wide{i}", torch.float64)[:count] for i in range(n)]
+    def _find_coefficients(self, tensor: TensorPlan) -> tuple[Sequence[Coefficient], list[list[float]] | None]:
+        """What the method gives when it sees the weights, and the Gram matrix if they are numbers made of it."""
+        method, count = find_method(tensor.method), len(tensor.sources)
+        products = InnerProducts(tensor.shape, count, functools.partial(self._read_wide, tensor), self._device)
+        try:
+            coefficients = method.coefficients(
+                Gram(functools.partial(self._measure, tensor, products), has_base=tensor.has_base),
+                count,
+                dict(tensor.parameters),
+            )
+        except ValueError as error:
+            labels = ", ".join(self._plan.models[source.model].label for source in tensor.sources)
+            raise InvalidMergeError(
+                f"{tensor.name} cannot be merged: {error}.",
+                why=f"of {labels}.",
+                remedy="change the values, or filter them to other tensors.",
+            ) from None
+        sliced = any(isinstance(each, torch.Tensor) for each in coefficients)
+        return coefficients, None if sliced else products.whole
+
+    def _measure(
+        self, tensor: TensorPlan, products: InnerProducts, *, deltas: bool, axis: Axis
+    ) -> list[list[torch.Tensor]]:
+        found = products.measure(deltas=deltas, axis=axis)
+        if not torch.isfinite(found).all():
+            self._refuse_nonfinite_inputs(tensor)
+        return [list(row) for row in found]
+
+    def _read_wide(self, tensor: TensorPlan, columns: int) -> Iterator[tuple[int, list[torch.Tensor]]]:
+        """The blocks of all sources in float64, in whole rows of a length or in parts of one."""
+        for start, count in self._blocks(tensor.elements, columns):
+            wide = [self._buffer(f"wide{i}", torch.float64)[:count] for i in range(len(tensor.sources))]
             for source, out in zip(tensor.sources, wide, strict=True):
                 self._reader.read(source, start, out)
-            for i in range(n):
-                for j in range(i, n):
-                    gram[i][j] += torch.dot(wide[i], wide[j]).item()
-        for i in range(n):
-            for j in range(i):
-                gram[i][j] = gram[j][i]
-        return gram
+            yield start, wide
 
     def _stream(
-        self, tensor: TensorPlan, coefficients: Sequence[float], shard: ShardWriter, *, measure: bool
+        self, tensor: TensorPlan, coefficients: Sequence[Coefficient], shard: ShardWriter, *, measure: bool
     ) -> tuple[list[float], Products | None]:
         """Combine block by block; with `measure`, <x,x> of the sources that is asked for, and the products."""
         squares, yy, yb = [0.0] * len(tensor.sources), 0.0, 0.0
         base = tensor.base if measure else None
         measured = list_measured(tensor) if measure else []
-        total = math.fsum(coefficients)
-        for start, count in self._blocks(tensor.elements):
+        weighting = Weighting(coefficients, tensor.elements, self._device)
+        for start, count in self._blocks(tensor.elements, weighting.columns):
             inputs = [self._buffer(f"input{i}", torch.float32)[:count] for i in range(len(tensor.sources))]
             for source, out in zip(tensor.sources, inputs, strict=True):
                 self._reader.read(source, start, out)
-            y = self._sum(inputs, coefficients, total, count)
+            y = self._sum(inputs, *weighting.cut(start, count), count)
             self._write(tensor, start, y, shard)
             for number in measured:
                 squares[number] += torch.dot(inputs[number], inputs[number]).item()
@@ -107,20 +128,21 @@ class Combiner:
         return squares, None if base is None else (yy, yb, squares[base])
 
     def _sum(
-        self, inputs: Sequence[torch.Tensor], coefficients: Sequence[float], total: float, count: int
+        self, inputs: Sequence[torch.Tensor], coefficients: Sequence[Coefficient], total: Coefficient, count: int
     ) -> torch.Tensor:
         y = self._buffer("sum", torch.float32)[:count]
         if not inputs:
             return y.zero_()
         first = inputs[0]
-        y.copy_(first)
-        if abs(total - 1.0) > 1e-12:
-            y.mul_(total)
+        multiply(y.copy_(first), total)
         difference = self._buffer("difference", torch.float32)[:count]
         for x, coefficient in zip(inputs[1:], coefficients[1:], strict=True):
-            # Subtracted, and with a coefficient of 0 or more, because -0 + 0 is 0 and -0 - 0 is -0.
-            torch.sub(*((first, x) if coefficient >= 0.0 else (x, first)), out=difference)
-            difference.mul_(abs(coefficient))
+            # Subtracted, and a zero is never negative, because -0 + 0 is 0 and -0 - 0 is -0.
+            if isinstance(coefficient, torch.Tensor):
+                multiply(torch.sub(first, x, out=difference), coefficient).add_(0.0)
+            else:
+                torch.sub(*((first, x) if coefficient >= 0.0 else (x, first)), out=difference)
+                difference.mul_(abs(coefficient))
             y.sub_(difference)
         return y
 
@@ -147,15 +169,15 @@ class Combiner:
             remedy="write a wider 'out_dtype', such as bfloat16 or float32, or use smaller weights.",
         )
 
-    def _check_gram(self, tensor: TensorPlan, gram: Sequence[Sequence[float]]) -> None:
-        for number in range(len(tensor.sources)):
-            if not math.isfinite(gram[number][number]):
-                for start, count in self._blocks(tensor.elements):
-                    block = self._buffer("input0", torch.float32)[:count]
-                    self._reader.read(tensor.sources[number], start, block)
-                    bad = (~torch.isfinite(block)).nonzero()
-                    if bad.numel():
-                        raise self._nonfinite_input(tensor, number, start + int(bad[0]))
+    def _refuse_nonfinite_inputs(self, tensor: TensorPlan) -> None:
+        """Find out which input is to blame for an inner product that is no number; very large numbers are not."""
+        for number, source in enumerate(tensor.sources):
+            for start, count in self._blocks(tensor.elements, tensor.elements):
+                block = self._buffer("input0", torch.float32)[:count]
+                self._reader.read(source, start, block)
+                bad = (~torch.isfinite(block)).nonzero()
+                if bad.numel():
+                    raise self._nonfinite_input(tensor, number, start + int(bad[0]))
 
     def _nonfinite_input(self, tensor: TensorPlan, number: int, at: int) -> CheckpointError:
         source = tensor.sources[number]
@@ -178,16 +200,20 @@ class Combiner:
         self._reader.open(sources)
         total = 0.0
         for source, bias in zip(sources, lost.biases, strict=True):
-            for start, count in self._blocks(bias.elements):
+            for start, count in self._blocks(bias.elements, bias.elements):
                 numbers = self._buffer("wide0", torch.float64)[:count]
                 self._reader.read(source, start, numbers)
                 total += torch.dot(numbers, numbers).item()
         return total
 
-    def _blocks(self, elements: int) -> Iterator[tuple[int, int]]:
-        for start in range(0, elements, self._block):
-            check_stop()
-            yield start, min(self._block, elements - start)
+    def _blocks(self, elements: int, row: int) -> Iterator[tuple[int, int]]:
+        """First element and size of each block: whole rows of a length, or parts of one that is longer than a block."""
+        part = self._block // max(row, 1) * row or max(row, 1)
+        for first in range(0, elements, part):
+            last = min(first + part, elements)
+            for start in range(first, last, self._block):
+                check_stop()
+                yield start, min(self._block, last - start)
 
     def _buffer(self, name: str, dtype: torch.dtype) -> torch.Tensor:
         key = (name, dtype)

@@ -3,9 +3,9 @@
 There are two kinds, and the engine streams the weights for both. Input 0 is the base where the method has one, the
 others are the donors in the order of the configuration.
 
-A combination (`merge_method`) sees its inputs through their Gram matrix (all inner products, float64) and gives one
-coefficient for each of them. One that does not look at the Gram matrix for some parameters has coefficients
-that are known when the merge is planned.
+A combination (`merge_method`) sees its inputs through their Gram matrix (all inner products, float64, of the whole
+tensors or of each row or column) and gives one coefficient for each of them, or one for each row or column. One that
+does not look at the Gram matrix for some parameters has coefficients that are known when the merge is planned.
 
 A rule (`merge_rule`) asks for statistics of the whole tensor first (sums, the k-th largest number), and then gives what
 becomes of each element from the elements at its place.
@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeAlias
 
 from xmerge.errors import ConfigError, nearest
 
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Base = Literal["required", "optional", "as_input"]
+
+Axis = Literal[-1, 0] | None
+"""Along which axis the slices of a tensor lie: the last (the rows of a matrix), the first (its columns); None: one
+slice, the whole tensor. A tensor of one dimension is one slice either way."""
 
 
 @dataclass(frozen=True)
@@ -40,18 +44,28 @@ class Range:
     text: str
     least: float = -math.inf
     most: float = math.inf
+    whole: bool = False
+    """Whether only whole numbers will do."""
+    above: bool = False
+    """Whether `least` itself is out of range."""
 
     def __contains__(self, value: float) -> bool:
-        return self.least <= value <= self.most
+        if self.above and value == self.least:
+            return False
+        return self.least <= value <= self.most and (not self.whole or float(value).is_integer())
 
     def __str__(self) -> str:
+        number = "a whole number" if self.whole else "any number"
         if math.isinf(self.least) and math.isinf(self.most):
-            return "any number"
+            return number
+        told = f"{number}, " if self.whole else ""
         if math.isinf(self.most):
-            return f"{self.least:g} or more"
+            return f"{told}{self.least:g} or more"
         if math.isinf(self.least):
-            return f"{self.most:g} or less"
-        return f"{self.least:g} to {self.most:g}"
+            return f"{told}{self.most:g} or less"
+        if self.above:
+            return f"{told}above {self.least:g}, up to {self.most:g}"
+        return f"{told}{self.least:g} to {self.most:g}"
 
 
 PerModel = Sequence[float]
@@ -79,21 +93,68 @@ class GramUnknownError(Exception):
     """A method asked for the Gram matrix before the weights were read."""
 
 
-class Gram:
-    """Inner products of the inputs, in float64; unreadable while the weights have not been read."""
+class Measure(Protocol):
+    """Takes the inner products of the inputs, by reading all of them once."""
 
-    def __init__(self, products: Sequence[Sequence[float]] | None = None) -> None:
+    def __call__(self, *, deltas: bool, axis: Axis) -> Sequence[Sequence[Tensor]]:
+        """For inputs i and j the products of their slices, in float64: [1, 1], [rows, 1] or [1, columns].
+
+        Args:
+            deltas: Of the differences from input 0, taken before anything is multiplied; else of the inputs.
+            axis: Which slices.
+        """
+        ...
+
+
+class Slices:
+    """Inner products of the slices of the inputs, in float64: [1, 1], [rows, 1] or [1, columns]."""
+
+    def __init__(self, products: Sequence[Sequence[Tensor]]) -> None:
         self._products = products
+
+    def dot(self, i: int, j: int) -> Tensor:
+        """The inner products of each slice of input i with that of input j."""
+        return self._products[i][j]
+
+    def norm(self, i: int) -> Tensor:
+        """The norm of each slice of input i."""
+        return self.dot(i, i).sqrt()
+
+
+class Gram:
+    """Inner products of the inputs, in float64, taken when a method asks for them and not before.
+
+    Args:
+        measure: What takes them; None while the weights have not been read.
+        has_base: Whether input 0 is a base that the others are measured from, for a method that can do without.
+        of_deltas: Whether they are those of the differences from input 0.
+    """
+
+    def __init__(self, measure: Measure | None = None, *, has_base: bool = False, of_deltas: bool = False) -> None:
+        self._measure, self.has_base, self._of_deltas = measure, has_base, of_deltas
+
+    @property
+    def deltas(self) -> Gram:
+        """The same of the differences from input 0: task vectors, where that is the base."""
+        return Gram(self._measure, has_base=self.has_base, of_deltas=True)
 
     def dot(self, i: int, j: int) -> float:
         """The inner product of inputs i and j."""
-        if self._products is None:
-            raise GramUnknownError
-        return self._products[i][j]
+        return float(self.slices(None).dot(i, j))
 
     def norm(self, i: int) -> float:
         """The Frobenius norm of input i."""
-        return math.sqrt(max(self.dot(i, i), 0.0))
+        return math.sqrt(self.dot(i, i))
+
+    def slices(self, axis: Axis) -> Slices:
+        """The inner products of slices.
+
+        Raises:
+            GramUnknownError: The weights have not been read.
+        """
+        if self._measure is None:
+            raise GramUnknownError
+        return Slices(self._measure(deltas=self._of_deltas, axis=axis))
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,12 +189,16 @@ class Selection(Protocol):
         ...
 
     def mask(self, values: Tensor, start: int) -> Tensor:
-        """Which of these numbers are among them; called for the blocks of a tensor in order.
+        """Which of these numbers are among them.
 
         Args:
             values: The same function of the block that was selected by.
             start: The place of the block.
         """
+        ...
+
+    def trim(self, numbers: Tensor, start: int) -> Tensor:
+        """Numbers of either sign, with 0 for those whose magnitude is not among them; for a selection by magnitude."""
         ...
 
 
@@ -170,15 +235,26 @@ class Streamed(Protocol):
         """
         ...
 
-    def chance(self, donor: int, probability: float | Tensor, block: Block) -> Tensor:
-        """Whether each element of a block is kept, True with a probability from 0 to 1, drawn for a donor (from 1 on).
+    def chance(self, donor: int, probability: float, block: Block) -> Tensor:
+        """Which elements of a block a donor (from 1 on) keeps: 1 with a probability from 0 to 1, else 0, in float32.
 
-        The same numbers are drawn whenever the same block of the same donor is asked for.
+        The same numbers are drawn whenever the same elements of the same donor are asked for. Only for a rule that is
+        declared to draw.
+        """
+        ...
+
+    def chance_by_rank(self, donor: int, lowest: float, highest: float, block: Block) -> Tensor:
+        """The same with a probability that grows with the rank of a task vector's magnitude in its row.
+
+        It is `lowest` for the smallest number of a row, `highest` for the largest, and grows evenly from rank to rank; of
+        equal numbers those that stand first rank lower. A row of one number has the middle of the two.
         """
         ...
 
 
-Combine = Callable[..., Sequence[float]]
+Coefficient: TypeAlias = "float | Tensor"
+"""What an input is multiplied by: a number, or float64 numbers [rows, 1] or [1, columns]."""
+Combine = Callable[..., Sequence[Any]]
 Rule = Callable[[Block], "Tensor"]
 """What becomes of a block, in float32 and in its shape."""
 
@@ -189,17 +265,22 @@ class MergeMethod:
 
     name: str
     function: Callable[..., Any]
-    """A combination: (Gram, number of inputs, **parameters) -> one coefficient for each input.
+    """A combination: (Gram, number of inputs, **parameters) -> one `Coefficient` for each input.
     A rule: (Streamed, **parameters) -> Rule."""
     is_rule: bool
     by_rows: bool
     """Whether a rule wants whole rows."""
     readings: int | Callable[..., int]
     """How often a rule's statistics read all inputs at most, or the function of its parameters that says it."""
+    draws: str | None
+    """The parameter of a rule that draws random numbers: a donor draws one for each element where it is below 1."""
+    check: Callable[..., None] | None
+    """What a rule refuses of its parameters before anything is read, with a ValueError."""
     base: Base
-    """`required`: input 0, left out of per-model parameters' duties; `as_input`: one more input like the others."""
+    """`required`: input 0, left out of per-model parameters' duties; `optional`: the same, where the configuration
+    names a base; `as_input`: one more input like the others."""
     inputs: tuple[int, int | None]
-    """How many inputs it takes, the base included; None: no limit."""
+    """How many inputs it takes, a base that is required included and one that is optional not; None: no limit."""
     version: int
     parameters: tuple[Parameter, ...]
 
@@ -217,16 +298,19 @@ class MergeMethod:
         """The parameter of that name, if it has one."""
         return next((each for each in self.parameters if each.name == name), None)
 
-    def coefficients(self, gram: Gram, count: int, parameters: Mapping[str, Any]) -> tuple[float, ...]:
-        """One float for each of `count` inputs.
+    def coefficients(self, gram: Gram, count: int, parameters: Mapping[str, Any]) -> tuple[Coefficient, ...]:
+        """One coefficient for each of `count` inputs; numbers where there is one slice.
 
         Raises:
             GramUnknownError: The coefficients depend on weights that have not been read, or the method is a rule.
             ValueError: The parameters have no meaning together; the text says why.
         """
         if self.is_rule:
+            if self.check is not None:
+                self.check(**self._arguments(parameters))
             raise GramUnknownError
-        return tuple(float(c) for c in self.function(gram, count, **self._arguments(parameters)))
+        found = self.function(gram, count, **self._arguments(parameters))
+        return tuple(float(c) if isinstance(c, int | float) or c.numel() == 1 else c for c in found)
 
     def rule(self, tensor: Streamed, parameters: Mapping[str, Any]) -> Rule:
         """What becomes of each block of a tensor; the statistics have been taken when it is there.
@@ -272,16 +356,27 @@ def merge_rule(
     inputs: tuple[int, int | None],
     by_rows: bool = False,
     readings: int | Callable[..., int] = 0,
+    draws: str | None = None,
+    check: Callable[..., None] | None = None,
     version: int = 1,
 ) -> Callable[[Callable[..., Rule]], Callable[..., Rule]]:
     """Register a function as the elementwise rule of its name; its keyword parameters are as a combination's.
 
-    `readings` is how often its statistics read the inputs at most (`total` once, `largest` twice), or a function of
-    its parameters that says it. Only what a plan tells of reading depends on it.
+    Args:
+        base: What input 0 is.
+        inputs: How many it takes, None for no limit.
+        by_rows: Whether it wants whole rows.
+        readings: How often its statistics read the inputs at most (`total` once, `largest` twice), or a function of its
+            parameters that says it. Only what a plan tells of reading depends on it.
+        draws: The parameter by which a donor draws random numbers where it is below 1; a rule without it draws none.
+        check: A function of its parameters that raises a ValueError for what they cannot be together.
+        version: Raised whenever it gives other numbers.
     """
 
     def register(function: Callable[..., Rule]) -> Callable[..., Rule]:
-        _register(function, base, inputs, version, is_rule=True, by_rows=by_rows, readings=readings)
+        _register(
+            function, base, inputs, version, is_rule=True, by_rows=by_rows, readings=readings, draws=draws, check=check
+        )
         return function
 
     return register
@@ -296,13 +391,25 @@ def _register(
     is_rule: bool,
     by_rows: bool = False,
     readings: int | Callable[..., int] = 0,
+    draws: str | None = None,
+    check: Callable[..., None] | None = None,
 ) -> None:
     name = function.__name__.removesuffix("_")
     other = _found.get(name)
     if other is not None and other.function.__module__ != function.__module__:
         raise ValueError(f"there is a method '{name}' already, in {other.function.__module__}")
     _found[name] = MergeMethod(
-        name, function, is_rule, by_rows, readings, base, inputs, version, tuple(_read_parameters(function))
+        name,
+        function,
+        is_rule,
+        by_rows,
+        readings,
+        draws,
+        check,
+        base,
+        inputs,
+        version,
+        tuple(_read_parameters(function)),
     )
 
 

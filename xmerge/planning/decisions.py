@@ -105,7 +105,7 @@ class Decider:
     def _choose_inputs(self, case: _Case, values: Values) -> list[int]:
         """The inputs that take part, the base first where the method has one; the others are noted as dropped."""
         order = list(range(len(case.offers)))
-        if self.method.base == "required":
+        if self.method.base != "as_input":
             order.sort(key=lambda number: number != case.slot.layer.base)
         taking = []
         for number in order:
@@ -120,19 +120,32 @@ class Decider:
 
     def _why_base_stays(self, case: _Case, values: Values, taking: Sequence[int]) -> str | None:
         """Why nothing is merged into the base's tensor, None where something is."""
-        if self.method.base == "required" and case.slot.layer.base not in taking:
+        measured = self._is_measured(case)
+        if measured and case.slot.layer.base not in taking:
             return case.dropped[0]
-        if self.method.base != "required" and case.keeper is not None and self._is_base(case, case.keeper):
+        if not measured and case.keeper is not None and self._is_base(case, case.keeper):
             silent = values.missing_for(case.keeper)
             if silent:
                 return f"'{silent}' has no value for it at the base"
         if not taking or (taking == [case.keeper] and case.dropped):
             return case.dropped[0]
+        apart = measured and self.method.base == "optional"
+        if len(taking) - apart < self.method.inputs[0]:
+            return case.dropped[0]
         return None
+
+    def _is_measured(self, case: _Case) -> bool:
+        """Whether the method measures from a base, which may have no layer that meets here."""
+        layer, named = case.slot.layer, self.config.base_model
+        if self.method.base == "optional":
+            lost = named is not None and self.architecture.index_of(named) in layer.missing
+            return layer.base is not None or lost
+        return self.method.base == "required"
 
     def _combine(self, case: _Case, taking: Sequence[int], values: Values) -> TensorPlan:
         parameters = values.choose(taking)
-        coefficients = self._find_coefficients(case, taking, parameters)
+        has_base = self.method.base == "optional" and self._is_measured(case)
+        coefficients = self._find_coefficients(case, taking, parameters, has_base=has_base)
         active = [n for i, n in enumerate(taking) if coefficients is None or coefficients[i] != 0.0]
         known = None if coefficients is None else tuple(c for c in coefficients if c != 0.0)
         sources = []
@@ -149,12 +162,18 @@ class Decider:
         if stays:
             return self._keep(case, stays)
         base = active.index(case.keeper) if case.keeper in active else None
-        return self._plan(case, "merge", "merged as asked", self.method, parameters, sources, known, base)
+        measured = has_base and known is None
+        return self._plan(
+            case, "merge", "merged as asked", self.method, parameters, sources, known, base, has_base=measured
+        )
 
-    def _find_coefficients(self, case: _Case, taking: Sequence[int], parameters: Arguments) -> tuple[float, ...] | None:
+    def _find_coefficients(
+        self, case: _Case, taking: Sequence[int], parameters: Arguments, *, has_base: bool
+    ) -> tuple[float, ...] | None:
         """The coefficients if they are known before the weights are read."""
         try:
-            return self.method.coefficients(Gram(), len(taking), parameters)
+            found = self.method.coefficients(Gram(has_base=has_base), len(taking), parameters)
+            return tuple(float(each) for each in found)
         except GramUnknownError:
             return None
         except ValueError as error:
@@ -229,6 +248,8 @@ class Decider:
         sources: Sequence[Source],
         coefficients: tuple[float, ...] | None,
         base: int | None,
+        *,
+        has_base: bool = False,
     ) -> TensorPlan:
         return TensorPlan(
             name=case.slot.name,
@@ -245,6 +266,7 @@ class Decider:
             coefficients=coefficients,
             readings=1 if coefficients is not None else method.count_readings(parameters),
             base=base,
+            has_base=has_base,
             dropped=tuple(case.dropped),
             lost_biases=() if decision in ("keep", "copy") else self._find_lost_biases(case, sources),
         )

@@ -112,7 +112,7 @@ class ParameterReader:
 
     def _is_measured_from(self, layer: OutputLayer, number: int) -> bool:
         """Whether an input is the base of a method whose per-model parameters are the donors' only."""
-        return self.method.base == "required" and number == layer.base
+        return self.method.base != "as_input" and number == layer.base
 
     def _read_for_input(self, parameter: Parameter, slot: Slot, number: int, offer: Offer) -> float | None:
         if self._is_measured_from(slot.layer, number):

@@ -111,6 +111,18 @@ class LostBias(Value):
     biases: tuple[Segment, ...]
 
 
+class Draws(Value):
+    """What decides the random numbers of a tensor whose method draws some."""
+
+    seed: int
+    donors: tuple[str, ...] = ()
+    """With the counter: for each source, whom its numbers are drawn for; nothing for one that draws none."""
+    starts: tuple[int | None, ...] = ()
+    """As mergekit draws them: for each source, how many numbers the merge draws before its own; None: it draws none."""
+    dtype: str = "F32"
+    """In which mergekit computes probabilities."""
+
+
 class TensorPlan(Value):
     """One tensor of the output: what it is made of, and how."""
 
@@ -135,6 +147,10 @@ class TensorPlan(Value):
     """How often the sources are read, at most."""
     base: int | None = None
     """Which source is the base, if it is read."""
+    has_base: bool = False
+    """Whether a method that can do without a base measures from the first source."""
+    draws: Draws | None = None
+    """None: its method draws no random numbers."""
     dropped: tuple[str, ...] = ()
     """Donors that take no part, each with its reason."""
     lost_biases: tuple[LostBias, ...] = ()

@@ -155,21 +155,23 @@ class _Piece:
         where = config.source.locate(*self.path)
         labels = ", ".join(architecture.models[model].label for model in self.models)
         fewest, most = method.inputs
-        if len(self.models) < fewest or (most is not None and len(self.models) > most):
+        apart = method.base == "optional" and self.base is not None
+        counted = len(self.models) - apart
+        if counted < fewest or (most is not None and counted > most):
             wanted = f"exactly {fewest}" if fewest == most else f"{fewest} or more"
-            with_base = " with the base" if method.base == "required" else ""
+            with_base = {"required": " with the base", "optional": " beside the base" if apart else ""}
             added = any(own_path == ("base_model",) for own_path, _ in self.parameters)
             raise PlanError(
-                f"{method.name} takes {wanted} model{'s' if (fewest, most) != (1, 1) else ''}{with_base}, and "
-                f"{len(self.models)} meet here: {labels}.",
+                f"{method.name} takes {wanted} model{'s' if (fewest, most) != (1, 1) else ''}"
+                f"{with_base.get(method.base, '')}, and {counted} meet here: {labels}.",
                 where=where,
-                why="'base_model' is one of them, though 'models' does not list it." if added else None,
+                why=self._why_wrong_number(architecture, added=added, apart=apart),
                 remedy="leave out 'base_model'."
-                if added and method.base != "required"
+                if added and method.base == "as_input"
                 else f"list {wanted} here, or take another method (`xmerge methods` lists them).",
             )
-        if method.base == "required" and self.base is None:
-            named = self.base_model
+        named = self.base_model
+        if self.base is None and (method.base == "required" or (method.base == "optional" and named is not None)):
             raise PlanError(
                 f"{method.name} needs a base to measure from.",
                 where=where,
@@ -178,6 +180,11 @@ class _Piece:
                 if named
                 else "set 'base_model' to one of the models that meet here.",
             )
+
+    def _why_wrong_number(self, architecture: ResolvedArchitecture, *, added: bool, apart: bool) -> str | None:
+        if apart and self.base is not None:
+            return f"{architecture.models[self.models[self.base]].label} is the base, and not counted."
+        return "'base_model' is one of them, though 'models' does not list it." if added else None
 
     def lay_out(self, start: int, architecture: ResolvedArchitecture, module_levels: Levels) -> list[OutputLayer]:
         """The piece's layers, counted from `start` in the output."""

@@ -146,7 +146,7 @@ def _warn_of_idle_parameters(config: MergeConfig, layout: Sequence[OutputLayer],
             yield f"'{parameter.name}' has no effect in {method.name}."
     for layer in layout:
         base = layer.inputs[layer.base] if layer.merged and layer.base is not None else None
-        if base is not None and base.parameters and method.base == "required":
+        if base is not None and base.parameters and method.base != "as_input":
             yield f"{config.source.locate(*base.path)}: has no effect, because the others are measured from this model."
 
 
