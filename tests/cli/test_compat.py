@@ -159,8 +159,10 @@ def test_a_matrix_has_every_pair_and_the_reasons_of_the_others(xmerge, tmp_path)
 
 
 def test_colour_is_for_terminals(xmerge, narrow, monkeypatch):
-    """On a terminal classes have colours; in a pipe there is no escape sequence at all."""
-    assert "\x1b[33m" in xmerge("compat", "llama-3-8b", "qwen3-8b").out
+    """On a terminal the rows of a class have its colour; in a pipe there is no escape sequence at all."""
+    lines = xmerge("compat", "llama-3-8b", "qwen3-8b").out.splitlines()
+    (row,) = [line for line in lines if "attn_q, attn_k" in line and "GB" in line]
+    assert "\x1b[33m" in row
     monkeypatch.delenv("FORCE_COLOR")
     assert "\x1b" not in xmerge("compat", "llama-3-8b", "qwen3-8b").out
 
