@@ -142,6 +142,22 @@ def test_no_byte_is_read_twice_and_none_beside_the_tensor(order, block, window, 
         assert sorted(read) == [(at, 2) for at in wanted]
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("block", [1, 3, 64])
+@pytest.mark.parametrize("window", [64, 2**12])
+def test_what_lies_in_order_is_read_ahead_with_what_does_not(monkeypatch, dtype, block, window):
+    """A piece in its own order beside a transposed one, each with its scale, longer than what is read into at once."""
+    monkeypatch.setattr(memory, "FAR_BYTES", 0)
+    transposed, plain = draw(1, 48, dtype), draw(2, 70, dtype)
+    with open_bench([transposed, plain]) as (source, files):
+        first = source.segments[0].model_copy(update={"order": ((6, 1, 8), (8, 6, 1)), "scale": 2.0})
+        second = source.segments[1].model_copy(update={"scale": 0.25})
+        reader = SourceReader(take(source, first, second), files, Buffers(block, CPU, window))
+        made = read_in_blocks(reader, 118, [*range(0, 118, block), 118], torch.float64)
+    expected = torch.cat([transposed.double().view(8, 6).T.reshape(-1) * 2.0, plain.double() * 0.25])
+    assert same_bits(made, expected)
+
+
 @pytest.mark.parametrize("block", [1, 7, 64])
 def test_a_tensor_of_no_elements_is_read_as_nothing(block):
     """A segment without elements gives nothing, whatever its loops say."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
 from xmerge.checkpoints.headers import DTYPE_BYTES
 from xmerge.engine.gains import FoldedGain
-from xmerge.engine.ordering import Tile, cut_boxes, find_extent, list_tiles
+from xmerge.engine.ordering import cut_boxes, find_extent, list_tiles
 from xmerge.engine.reading import TORCH_DTYPES, OpenSources
 from xmerge.interrupt import check_stop
 from xmerge.planning.memory import WIDEST, WINDOW_BYTES, reads_ahead
@@ -100,30 +100,45 @@ class SourceReader:
     def _fill(self, start: int, out: torch.Tensor) -> None:
         """Read the part of each segment that goes into `out`, without gain and shift."""
         for at, end, segment in self._segments:
-            if at >= start + out.numel() or end <= start:
+            low, high = max(start, at), min(start + out.numel(), end)
+            if low >= high:
                 continue
-            width = DTYPE_BYTES[segment.dtype]
-            most = len(self._buffers.raw) // width
-            for box in cut_boxes(_list_loops(segment), start - at, start - at + out.numel()):
-                for tile in list_tiles(box, most, width):
-                    check_stop()
-                    self._copy(segment, tile, out, at + tile.output - start)
+            if segment.order:
+                self._fill_reordered(segment, low, high, start, out)
+            else:
+                self._fill_in_order(segment, low - at, out[low - start : high - start])
 
-    def _copy(self, segment: Segment, tile: Tile, out: torch.Tensor, place: int) -> None:
-        """Read a tile, and put its elements where they go, the first one at a place of `out`."""
-        read = self._read(segment, tile)
-        counts, steps, places = zip(*tile.loops, strict=True) if tile.loops else ((), (), ())
-        filled = out[place:].as_strided(counts, places).copy_(read.as_strided(counts, steps))
+    def _fill_in_order(self, segment: Segment, first: int, out: torch.Tensor) -> None:
+        """Read a segment's elements from one on."""
+        most = len(self._buffers.raw) // DTYPE_BYTES[segment.dtype]
+        for done in range(0, out.numel(), most):
+            part = out[done : done + most]
+            part.copy_(self._read(segment, (first + done,), part.numel(), part.numel()))
         if segment.scale != 1.0:
-            filled.mul_(segment.scale)
+            out.mul_(segment.scale)
 
-    def _read(self, segment: Segment, tile: Tile) -> torch.Tensor:
-        """The runs of a tile one after another, in the segment's dtype; valid until the next call."""
-        width, view = DTYPE_BYTES[segment.dtype], self._buffers.bytes
-        for number, start in enumerate(tile.list_starts()):
-            begin = number * tile.step * width
-            self._files.read(self._source.model, segment, start * width, view[begin : begin + tile.run * width])
-        return self._buffers.stage(tile.size * width).view(TORCH_DTYPES[segment.dtype])
+    def _fill_reordered(self, segment: Segment, low: int, high: int, start: int, out: torch.Tensor) -> None:
+        """Put a segment's elements for the output's from `low` to before `high` where they go in a block."""
+        width = DTYPE_BYTES[segment.dtype]
+        most = len(self._buffers.raw) // width
+        for box in cut_boxes(segment.order, low - segment.at, high - segment.at):
+            for tile in list_tiles(box, most, width):
+                check_stop()
+                read = self._read(segment, tile.list_starts(), tile.run, tile.step)
+                counts, steps, places = zip(*tile.loops, strict=True) if tile.loops else ((), (), ())
+                place = segment.at + tile.output - start
+                filled = out[place:].as_strided(counts, places).copy_(read.as_strided(counts, steps))
+                if segment.scale != 1.0:
+                    filled.mul_(segment.scale)
+
+    def _read(self, segment: Segment, starts: Iterable[int], run: int, step: int) -> torch.Tensor:
+        """Runs of elements in their dtype, `step` elements from one to the next; valid until the next call."""
+        width, view, end = DTYPE_BYTES[segment.dtype], self._buffers.bytes, 0
+        for number, start in enumerate(starts):
+            begin = number * step * width
+            end = begin + run * width
+            self._files.read(self._source.model, segment, start * width, view[begin:end])
+        return self._buffers.stage(end).view(TORCH_DTYPES[segment.dtype])
 
 
 class BlockReader:
