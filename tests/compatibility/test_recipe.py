@@ -235,6 +235,7 @@ def check_round_trip(folder: Path, name: str) -> None:
     assert config.base_model is not None
     assert config.base_model.model.path == paths[0]
     assert all(sign.isprintable() or sign == "\n" for sign in recipe)
+    assert len(re.findall(r'^(?:base_model| +- model): (?:\S+|.*["}])$', recipe, re.MULTILINE)) == 3
     assert map_slices(config, resolve(config)).fingerprint
 
 
