@@ -16,10 +16,8 @@ FAR_BYTES = 64
 WIDEST = 8
 """Bytes of the widest number that is read: a float64."""
 
-RULE_BYTES = 32
-"""What a rule computes with, for each number of a block and beside its inputs."""
-RULE_BYTES_OF_SOURCE = 16
-"""The same for each source."""
+RULE_BYTES = 24
+"""What a rule computes with, for each source and each number of a block, beside what was read."""
 RULE_COUNTS = 2**21
 """Bytes of the histograms from which the largest numbers are selected, for each source."""
 
@@ -56,5 +54,5 @@ def _estimate_tensor(tensor: TensorPlan, block: int) -> int:
 def _estimate_rule(tensor: TensorPlan, block: int, longest: int) -> int:
     """As read and as written, a block of each; what is computed with, for the longest row; and histograms."""
     sources = len(tensor.sources)
-    computed = RULE_BYTES + (4 + RULE_BYTES_OF_SOURCE) * sources
-    return (WIDEST + DTYPE_BYTES[tensor.dtype]) * block + computed * longest + RULE_COUNTS * sources
+    computed = (4 + RULE_BYTES) * longest + RULE_COUNTS
+    return (WIDEST + DTYPE_BYTES[tensor.dtype]) * block + computed * sources
