@@ -53,7 +53,9 @@ def test_the_card_says_what_came_from_where(models, tmp_path):
         "# slerp llama + qwen3",
         "It is exactly a llama model of 4 layers, with the config and tokenizer of llama.",
         "- donor: qwen3 (qwen3, 6 layers)",
+        "| component | layers | tensors | size | what | class | from | why |",
         "| attn\\_q | 0-3 | 4 | ",
+        "Classes: A exact, C approximate.",
         "| output layer | llama | qwen3 |",
         "attn\\_k\\_norm",
         "## How far from the base",
@@ -68,6 +70,7 @@ def test_a_merge_within_a_family_makes_no_cross_family_claim(models):
     """The limits that are told are the limits of this merge."""
     card = draw(models, "merge_method: passthrough\nmodels: [{model: llama}]\n")
     assert "of different families" not in card and "measure it on your own task" in card
+    assert "Classes:" not in card
     assert "## Layer map" not in card
 
 

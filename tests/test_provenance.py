@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 
 import pytest
 
-from tests.small_merges import ATTENTION, load_weights, make_plan, run, write_models
+from tests.small_merges import ATTENTION, load_weights, make_plan, run, write_model, write_models
 from xmerge.provenance import read_provenance
 
 
@@ -38,9 +39,30 @@ def test_every_tensor_is_stated_with_what_was_done_to_it(made):
         assert told["sources"][0] == {"model": "llama", "tensors": [name]}
         assert len(told["sources"]) == (2 if merged else 1)
         assert ("coefficients" in told) == merged
+        assert told.get("class") == (("C" if re.search("[qk]_proj", name) else "A") if merged else None)
         if merged:
             assert told["parameters"] == {"t": 0.3}
             assert -1 <= told["cosine_to_base"] <= 1 and told["norm_ratio_to_base"] > 0
+
+
+def test_a_tensor_says_how_it_was_converted_and_in_what_it_differs(tmp_path):
+    """Each source has the plan's steps and notes where there are any, and names a tensor once, however it is cut."""
+    write_model(tmp_path / "llama", "internlm2", seed=1, hidden_size=16)
+    write_model(tmp_path / "qwen3", "phi3", seed=2, hidden_size=16, rope_theta=500.0)
+    recipe = (
+        "merge_method: linear\nbase_model: llama\nmodels: [{model: llama}, {model: qwen3}]\nparameters: {weight: 1}\n"
+    )
+    run(tmp_path, recipe=recipe)
+    tensors = json.loads((tmp_path / "out" / "provenance.json").read_text())["tensors"]
+    seen: set[str] = set()
+    for tensor in make_plan(tmp_path, recipe)[1].tensors:
+        for source, told in zip(tensor.sources, tensors[tensor.name]["sources"], strict=True):
+            assert told.get("steps", []) == list(source.steps)
+            assert told.get("notes", []) == list(source.notes)
+            assert told["tensors"] == list(dict.fromkeys(segment.tensor for segment in source.segments))
+            seen |= {*told, *(["cut"] if len(source.segments) > len(told["tensors"]) else [])}
+        assert tensors[tensor.name].get("class", "A") == tensor.fit
+    assert seen == {"model", "tensors", "steps", "notes", "cut"}
 
 
 def test_models_are_stated_with_what_was_not_carried_over(made):

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from xmerge.architecture.differences import CLASS_NAMES
 from xmerge.files import write_text
 from xmerge.lost_biases import list_bias_losses
 from xmerge.planning.plan import MergePlan
@@ -37,8 +38,7 @@ def draw_card(plan: MergePlan, config: MergeConfig, results: Sequence[LayerResul
             *_draw_summary(plan),
             "## What came from where",
             "",
-            *draw_table(PLAN_COLUMNS, draw_plan(plan)),
-            "",
+            *_draw_treatment(plan),
             *_draw_layer_map(plan),
             *_draw_losses(plan, config, results),
             *_draw_perturbation(plan, results),
@@ -119,6 +119,18 @@ def _draw_summary(plan: MergePlan) -> Iterator[str]:
         commit = f" at `{model.commit}`" if model.commit else ""
         yield f"- {part}: {escape(model.label)} ({escape(model.kind)}, {model.layers} layers){commit}"
     yield ""
+
+
+def _draw_treatment(plan: MergePlan) -> Iterator[str]:
+    """The plan as a table, and what the letters of its classes mean, as far as they stand there."""
+    rows = draw_plan(plan)
+    yield from draw_table(PLAN_COLUMNS, rows)
+    yield ""
+    found = {row[PLAN_COLUMNS.index("class")] for row in rows}
+    classes = [f"{sign} {name}" for sign, name in CLASS_NAMES.items() if sign in found]
+    if classes:
+        yield f"Classes: {', '.join(classes)}."
+        yield ""
 
 
 def _draw_layer_map(plan: MergePlan) -> Iterator[str]:

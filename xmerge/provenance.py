@@ -100,7 +100,7 @@ def _describe_tensor(plan: MergePlan, tensor: TensorPlan, outcome: TensorResult)
         "reason": tensor.reason,
         "sources": [_describe_source(plan, source) for source in tensor.sources],
     }
-    if tensor.decision != "keep":
+    if any(source.model != plan.target for source in tensor.sources):
         described["class"] = tensor.fit
     if not tensor.is_copied:
         described["method"] = tensor.method
