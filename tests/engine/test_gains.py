@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 from tests.engine.bench import Bench, draw
 from tests.small_merges import load_weights, run, write_model
+from xmerge.engine import gains
 from xmerge.engine.blocks import Buffers, SourceReader
 from xmerge.engine.gains import read_factors
 from xmerge.engine.reading import OpenSources
@@ -62,15 +63,17 @@ def open_pair(base: torch.Tensor, donor: torch.Tensor) -> Iterator[tuple[Bench, 
     cuts=st.lists(st.integers(0, 2 * ROWS * COLUMNS), max_size=6),
     stride=st.sampled_from([1, 2, 3, ROWS]),
     wide=st.sampled_from([torch.float32, torch.float64]),
+    most=st.sampled_from([1, 7, COLUMNS, 2**17]),
 )
-def test_every_element_is_multiplied_by_the_gain_of_its_column(cuts, stride, wide):
+def test_every_element_is_multiplied_by_the_gain_of_its_column(cuts, stride, wide, most):
     """Rows, columns, or matrices one after another, in any blocks: each number times the gain that its column has."""
     elements = 2 * ROWS * COLUMNS if stride in (1, ROWS) else 2 * stride * COLUMNS
     norms = make_norm(1), make_norm(2)
     bounds = sorted({0, elements, *(min(cut, elements) for cut in cuts)})
     block = max(high - low for low, high in pairwise(bounds))
     out = torch.empty(elements, dtype=wide)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gains, "FOLDED_ELEMENTS", most)
         numbers = draw(3, elements, torch.float32)
         bench = Bench(Path(folder), [[numbers, norms[0]], [numbers, norms[1]]])
         plan = bench.plan()
@@ -253,8 +256,8 @@ def test_a_fused_tensor_takes_the_gain_of_each_column(tmp_path):
             ),
             ("post_attention_layernorm", "mlp.gate_up_proj", ("mlp.gate_proj", "mlp.up_proj"), 1.0),
         ):
-            gains = [weights[f"{before}{norm}.weight"].double() for weights in (donor, base)]
-            y = torch.cat([donor[f"{before}{part}.weight"] for part in parts]).double() * (gains[0] / gains[1])
+            norms = [weights[f"{before}{norm}.weight"].double() for weights in (donor, base)]
+            y = torch.cat([donor[f"{before}{part}.weight"] for part in parts]).double() * (norms[0] / norms[1])
             x = base[f"{before}{fused}.weight"].double()
             angle = math.acos(float((x * y).sum() / (x.norm() * y.norm())))
             wanted = (math.sin((1 - t) * angle) * x + math.sin(t * angle) * y) / math.sin(angle)

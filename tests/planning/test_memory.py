@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from xmerge.planning.memory import BLOCK_ELEMENTS, WINDOW_BYTES, estimate_buffers, reads_ahead
-from xmerge.planning.plan import Segment, Source
+from xmerge.planning.plan import Gain, MergePlan, Segment, Source
 
 SLERP = "merge_method: slerp\nbase_model: base\nmodels: [{model: base}, {model: donor}]\nparameters: {t: 0.5}\n"
 COPY = "merge_method: passthrough\nmodels: [{model: base}]\n"
@@ -48,18 +48,35 @@ def test_what_a_block_holds_as_a_whole_is_not_read_ahead():
     assert not reads_ahead(make_source(transposed, 2**40), BLOCK_ELEMENTS["cuda"])
 
 
-def test_each_source_that_is_read_ahead_takes_a_window(bench):
-    """The estimate has a window for every transposed source of the tensor that has most of them."""
-    for name in ("base", "donor"):
-        bench.write(name)
-    plan = bench.plan(SLERP)
+def replace_donors(plan: MergePlan, donor: Source) -> MergePlan:
+    """The plan with another source in the place of every tensor's second one."""
     layers = []
     for layer in plan.layers:
-        far = tuple(
-            tensor.model_copy(update={"sources": (tensor.sources[0], make_source(ORDERS["transposed"]))})
-            for tensor in layer.tensors
-        )
-        layers.append(layer.model_copy(update={"tensors": far}))
-    windowed = plan.model_copy(update={"layers": tuple(layers)})
+        tensors = tuple(each.model_copy(update={"sources": (each.sources[0], donor)}) for each in layer.tensors)
+        layers.append(layer.model_copy(update={"tensors": tensors}))
+    return plan.model_copy(update={"layers": tuple(layers)})
+
+
+@pytest.fixture
+def plan(bench):
+    """A plan whose tensors have two sources each."""
+    for name in ("base", "donor"):
+        bench.write(name)
+    return bench.plan(SLERP)
+
+
+def test_each_source_that_is_read_ahead_takes_a_window(plan):
+    """The estimate has a window for every transposed source of the tensor that has most of them."""
+    windowed = replace_donors(plan, make_source(ORDERS["transposed"]))
     assert estimate_buffers(windowed) == estimate_buffers(plan) + WINDOW_BYTES
     assert estimate_buffers(windowed, "cuda") == estimate_buffers(plan, "cuda")
+
+
+def test_a_folded_gain_takes_the_same_on_every_device(plan):
+    """What a gain is multiplied with is a piece of its own, however large a block is."""
+    gain = Gain(
+        donor=None, base=None, base_model=0, base_pin="", donor_shift=0.0, base_shift=0.0, length=4096, stride=1
+    )
+    folded = replace_donors(plan, make_source(()).model_copy(update={"gain": gain}))
+    more = [estimate_buffers(folded, device) - estimate_buffers(plan, device) for device in BLOCK_ELEMENTS]
+    assert more[0] == more[1] > 8 * 4096

@@ -55,9 +55,7 @@ class SourceReader:
         self._segments = [
             (each.at, each.at + find_extent(_list_loops(each)), each) for each in source.segments if each.elements
         ]
-        self._gain = (
-            FoldedGain(source.gain, source.model, files, buffers.block, buffers.device) if source.gain else None
-        )
+        self._gain = FoldedGain(source.gain, source.model, files, buffers.device) if source.gain else None
         self._window = buffers.open_window(number) if reads_ahead(source, buffers.block) else None
         self._held: torch.Tensor | None = None
         self._held_from = 0

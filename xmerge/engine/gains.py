@@ -7,6 +7,7 @@ import torch
 from xmerge.checkpoints.headers import DTYPE_BYTES
 from xmerge.engine.reading import TORCH_DTYPES, OpenSources
 from xmerge.errors import CheckpointError
+from xmerge.planning.memory import FOLDED_ELEMENTS
 from xmerge.planning.plan import Gain, Segment
 
 SMALLEST_GAIN = 1e-4
@@ -16,26 +17,28 @@ SMALLEST_GAIN = 1e-4
 class FoldedGain:
     """What each column of a matrix is multiplied by, block by block."""
 
-    def __init__(self, gain: Gain, model: int, files: OpenSources, block: int, device: torch.device) -> None:
+    def __init__(self, gain: Gain, model: int, files: OpenSources, device: torch.device) -> None:
         """Read both norms.
 
         Args:
             gain: What to fold, and where the columns are.
             model: Whose matrix it is.
             files: Where the norms are.
-            block: The most elements that are multiplied at a time.
-            device: Where that happens.
+            device: Where the matrix is multiplied.
 
         Raises:
             CheckpointError: A gain is no number, or one of the base's is too small to divide by.
         """
-        factors = read_factors(gain, model, files)
-        self._stride, self._length = gain.stride, gain.length
-        # Over and over, so that the factors of any columns in a row that make a block are one piece of it.
-        self._factors = factors.repeat(block // gain.length + 2).to(device)
+        self._stride, self._length, self._most = gain.stride, gain.length, FOLDED_ELEMENTS
+        # Over and over, so that the factors of the columns of any elements in a row are one piece of it.
+        self._factors = read_factors(gain, model, files).repeat(self._most // gain.length + 2).to(device)
 
     def apply(self, start: int, out: torch.Tensor) -> None:
         """Multiply a block of the matrix, whose first element is the one at `start`."""
+        for done in range(0, out.numel(), self._most):
+            self._multiply(start + done, out[done : done + self._most])
+
+    def _multiply(self, start: int, out: torch.Tensor) -> None:
         first, last = start // self._stride, (start + out.numel() - 1) // self._stride
         factors = self._factors.narrow(0, first % self._length, last - first + 1)
         if self._stride > 1:

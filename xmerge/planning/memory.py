@@ -12,6 +12,9 @@ BLOCK_ELEMENTS = {"cpu": 2**17, "cuda": 2**24}
 WINDOW_BYTES = 64 * 2**20
 """How much of a source is read ahead where the neighbours in a block lie far apart in the file."""
 
+FOLDED_ELEMENTS = 2**17
+"""How many numbers are multiplied by the gains of their columns at a time."""
+
 FAR_BYTES = 64
 WIDEST = 8
 """Bytes of the widest number that is read: a float64."""
@@ -26,8 +29,8 @@ def estimate_buffers(plan: MergePlan, device: str = "cpu") -> int:
     """Bytes of the buffers that one worker holds at most."""
     block = BLOCK_ELEMENTS[device]
     computed = [tensor for tensor in plan.tensors if not tensor.is_copied]
-    windows = max((sum(reads_ahead(source, block) for source in tensor.sources) for tensor in computed), default=0)
-    return max((_estimate_tensor(tensor, block) for tensor in computed), default=0) + windows * WINDOW_BYTES
+    ahead = max((sum(_estimate_source(source, block) for source in tensor.sources) for tensor in computed), default=0)
+    return max((_estimate_tensor(tensor, block) for tensor in computed), default=0) + ahead
 
 
 def reads_ahead(source: Source, block: int) -> bool:
@@ -39,6 +42,12 @@ def reads_ahead(source: Source, block: int) -> bool:
         segment.order and segment.elements > block and segment.order[-1][1] * DTYPE_BYTES[segment.dtype] > FAR_BYTES
         for segment in source.segments
     )
+
+
+def _estimate_source(source: Source, block: int) -> int:
+    """A window; the gains of the columns over and over, and those of the elements, in float64."""
+    folded = 2 * 8 * (FOLDED_ELEMENTS + 2 * source.gain.length) if source.gain else 0
+    return folded + (WINDOW_BYTES if reads_ahead(source, block) else 0)
 
 
 def _estimate_tensor(tensor: TensorPlan, block: int) -> int:
