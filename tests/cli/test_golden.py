@@ -15,6 +15,9 @@ RELATIVE = {"karcher": 1e-4, "multislerp": 1e-5}
 """How near to mergekit's largest number a float32 result comes, where not to 1e-6: both iterate, or divide by sums."""
 SHARE = {"ties": 0.9999, "breadcrumbs": 0.9999}
 """How many elements do, where which ones are kept may depend on numbers that are equal."""
+if torch.backends.cpu.get_cpu_capability() != "AVX512":
+    # Its importance is mostly rounding of float32 softmaxes, in mergekit too: there it changes with the processor.
+    SHARE["arcee_fusion"] = 0.995
 SEED = 7
 """What mergekit was run with."""
 
