@@ -17,7 +17,7 @@ from xmerge.engine.rules import RuleMerger
 from xmerge.engine.shard import ShardWriter
 from xmerge.methods import find_method
 from xmerge.methods.contract import Gram, GramUnknownError
-from xmerge.planning.plan import LayerPlan, MergePlan, PlannedModel, Segment, Source, TensorPlan
+from xmerge.planning.plan import Draws, LayerPlan, MergePlan, PlannedModel, Segment, Source, TensorPlan
 
 FILE = "model.safetensors"
 NAME = "out"
@@ -72,11 +72,13 @@ class Bench:
         dtype: str | None = None,
         shift: float = 0.0,
         has_base: bool = False,
+        draws: Draws | None = None,
         **given: Any,
     ) -> MergePlan:
         """A plan that makes one tensor of all sources by a method with these parameters; without any, a copy.
 
-        `has_base`: whether a method that can do without a base has the first source for it.
+        `has_base`: whether a method that can do without a base has the first source for it. `draws`: in place of those
+        of seed 0 and of donors that are called by their numbers.
         """
         sources = tuple(self.source(number, shift) for number in range(len(self.pieces)))
         found = find_method(method)
@@ -105,6 +107,7 @@ class Bench:
             readings=1 if coefficients is not None else found.count_readings(parameters),
             base=0,
             has_base=has_base,
+            draws=draws or Draws(seed=0, donors=("", *map(str, range(1, len(sources))))) if found.draws else None,
         )
         return self.plan_of([tensor])
 

@@ -354,6 +354,9 @@ class MergeConfig(Strict):
     """Parameters for the tensors outside the layers; default: as mergekit reads them."""
     random_seed: int = Field(default=0, ge=0, lt=2**63, strict=True)
     """For methods that draw random numbers."""
+    rng: Literal["counter", "mergekit"] = "counter"
+    """How they are drawn: from seed, tensor and donor alone, or one after another over the whole merge as mergekit does
+    on a CPU, for the same masks as mergekit's with that seed."""
     publish: PublishTarget | None = None
     """Where the output is uploaded to when it has been validated; default: nowhere."""
 

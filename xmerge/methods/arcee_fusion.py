@@ -14,7 +14,7 @@ SMALLEST_CHANCE = 1e-8
 """Added to each probability, as in mergekit."""
 
 
-@merge_rule(base="required", inputs=(2, 2), by_rows=True, readings=2)
+@merge_rule(base="required", inputs=(2, 2), by_rows=True, readings=1)
 def arcee_fusion(tensor: Streamed) -> Rule:
     """The donor's numbers where their change is important, the base's elsewhere.
 

@@ -89,6 +89,15 @@ class Parameter:
     range: Range
 
 
+class ParameterError(ValueError):
+    """An input's parameters have no meaning together; the text says why."""
+
+    def __init__(self, text: str, number: int) -> None:
+        super().__init__(text)
+        self.number = number
+        """Which input."""
+
+
 class GramUnknownError(Exception):
     """A method asked for the Gram matrix before the weights were read."""
 
@@ -243,11 +252,11 @@ class Streamed(Protocol):
         """
         ...
 
-    def chance_by_rank(self, donor: int, lowest: float, highest: float, block: Block) -> Tensor:
-        """The same with a probability that grows with the rank of a task vector's magnitude in its row.
+    def chance_by_rank(self, donor: int, middle: float, spread: float, block: Block) -> Tensor:
+        """The same for whole rows, with a probability that grows with the rank of a task vector's magnitude in its row.
 
-        It is `lowest` for the smallest number of a row, `highest` for the largest, and grows evenly from rank to rank; of
-        equal numbers those that stand first rank lower. A row of one number has the middle of the two.
+        It is `middle - spread` for the smallest number of a row, `middle + spread` for the largest, and grows evenly
+        from rank to rank; of equal numbers the first rank lowest. A row of one number has the probability `middle`.
         """
         ...
 
@@ -271,7 +280,7 @@ class MergeMethod:
     by_rows: bool
     """Whether a rule wants whole rows."""
     readings: int | Callable[..., int]
-    """How often a rule's statistics read all inputs at most, or the function of its parameters that says it."""
+    """How often a rule's statistics read all inputs, as a rule; or the function of its parameters that says it."""
     draws: str | None
     """The parameter of a rule that draws random numbers: a donor draws one for each element where it is below 1."""
     check: Callable[..., None] | None
@@ -366,8 +375,8 @@ def merge_rule(
         base: What input 0 is.
         inputs: How many it takes, None for no limit.
         by_rows: Whether it wants whole rows.
-        readings: How often its statistics read the inputs at most (`total` once, `largest` twice), or a function of its
-            parameters that says it. Only what a plan tells of reading depends on it.
+        readings: How often its statistics read the inputs (`total` once, `largest` once and rarely four times), or a
+            function of its parameters that says it. Only what a plan tells of reading depends on it.
         draws: The parameter by which a donor draws random numbers where it is below 1; a rule without it draws none.
         check: A function of its parameters that raises a ValueError for what they cannot be together.
         version: Raised whenever it gives other numbers.
@@ -477,6 +486,7 @@ __all__ = [
     "Gram",
     "GramUnknownError",
     "MergeMethod",
+    "ParameterError",
     "PerModel",
     "Range",
     "Rule",

@@ -16,7 +16,7 @@ SMALLEST_SUM = 1e-6
 
 
 def _count_readings(*, select_topk: float, **_: Any) -> int:
-    return 4 if select_topk < 1.0 else 1
+    return 3 if select_topk < 1.0 else 1
 
 
 @merge_rule(base="required", inputs=(2, None), readings=_count_readings)

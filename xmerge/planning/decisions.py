@@ -12,7 +12,7 @@ from xmerge.config import MergeConfig
 from xmerge.config.source import Path
 from xmerge.errors import CheckpointError, PlanError
 from xmerge.methods import MergeMethod, find_method
-from xmerge.methods.contract import Gram, GramUnknownError
+from xmerge.methods.contract import Gram, GramUnknownError, ParameterError
 from xmerge.planning.alignment import SIDE_ROLES, Absent, Aligner, Misfit, Offer
 from xmerge.planning.parameters import ParameterReader, Values
 from xmerge.planning.plan import MISFIT, Decision, LostBias, Source, TensorPlan
@@ -177,10 +177,11 @@ class Decider:
         except GramUnknownError:
             return None
         except ValueError as error:
+            concerned = [taking[error.number]] if isinstance(error, ParameterError) else taking
             raise PlanError(
                 f"{case.slot.name} cannot be merged: {error}.",
                 where=self.config.source.locate(*_find_place(case.slot.layer)),
-                why=f"of {', '.join(case.offers[number].label for number in taking)}.",
+                why=f"of {', '.join(case.offers[number].label for number in concerned)}.",
                 remedy="change the values, or filter them to other tensors.",
             ) from None
 

@@ -9,6 +9,7 @@ from xmerge.architecture import ResolvedArchitecture, ResolvedModel
 from xmerge.config import MergeConfig
 from xmerge.methods import find_method
 from xmerge.planning.decisions import Decider
+from xmerge.planning.draws import assign_draws
 from xmerge.planning.output_config import choose_side_files, digest_side_files, edit_config
 from xmerge.planning.parameters import ParameterReader
 from xmerge.planning.plan import LayerPlan, MergePlan, PlannedModel, list_segments
@@ -34,7 +35,7 @@ def _map_slices(config: MergeConfig, architecture: ResolvedArchitecture) -> Merg
     refuse_unsupported(config, architecture)
     method = find_method(config.merge_method)
     layout = lay_out(config, architecture, method)
-    layers = _decide(config, architecture, layout)
+    layers = assign_draws(config, architecture, _decide(config, architecture, layout))
     refuse_tokenizer_merge(config, architecture, layers)
     config_text, edits = edit_config(architecture, layout, layers)
     side_files = choose_side_files(architecture.target)
