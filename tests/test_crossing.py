@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.fake_checkpoints import write_fake
+from tests.fake_checkpoints import everywhere, write_fake
 from tests.small_merges import load_weights, write_model
 from tests.tiny_models import SIZES, write_tiny_model
 from xmerge.architecture import ResolvedArchitecture, ResolvedModel, describe_model, list_families
@@ -201,10 +201,15 @@ SHAPES = {
 def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[ResolvedModel]:
     """A model of every family at the same sizes, as far as it has them, with everything that only headers tell."""
     folder = tmp_path_factory.mktemp("families")
-    every = {"maybe": lambda _role, _layer: True, "tie_word_embeddings": False}
     found = []
     for each in list_families():
-        write_fake(folder / each.family, each.family, sizes={**SMALL, **request.param}, **every)
+        write_fake(
+            folder / each.family,
+            each.family,
+            sizes={**SMALL, **request.param},
+            maybe=everywhere,
+            tie_word_embeddings=False,
+        )
         location = Location(reference=each.family, label=each.family, folder=folder / each.family)
         found.append(describe_model(location))
     return found

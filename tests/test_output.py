@@ -175,10 +175,3 @@ def test_a_template_in_the_configuration_takes_the_place_of_the_bases(tmp_path):
     run(tmp_path, recipe=recipe)
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == "{{ ours }}"
     assert run(tmp_path, recipe=recipe).report is None
-
-
-def test_a_config_that_no_utf8_can_hold_does_not_stop_the_merge(tmp_path):
-    """Half a surrogate pair in the base's config.json goes through as JSON writes it."""
-    write_model(tmp_path / "llama", seed=1, note="\ud800")
-    run(tmp_path, recipe="merge_method: passthrough\nmodels: [{model: llama}]\n")
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["note"] == "\ud800"
