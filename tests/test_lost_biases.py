@@ -12,11 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.fake_checkpoints import write_fake
-from tests.small_merges import make_plan, run, write_model
+from tests.small_merges import load_weights, make_plan, run, write_model
 from tests.tiny_models import write_tiny_llama, write_tiny_qwen2
 from xmerge.architecture import ResolvedArchitecture, describe_model
 from xmerge.engine import LayerResult, TensorResult
 from xmerge.lost_biases import list_bias_losses
+from xmerge.methods import list_methods
 from xmerge.planning.alignment import Aligner
 from xmerge.planning.slices import Input
 from xmerge.run import MergeOutcome
@@ -25,9 +26,7 @@ from xmerge.sources import Location
 RECIPES = {
     "slerp": "merge_method: slerp\nparameters: {t: 0.3}\n",
     "linear": "merge_method: linear\nparameters: {weight: 0.5}\n",
-    "task_arithmetic": "merge_method: task_arithmetic\nparameters: {weight: 0.5}\n",
     "the donor's own": "merge_method: slerp\nparameters: {t: 1}\n",
-    "ties": "merge_method: ties\nparameters: {weight: 0.5, density: 0.5}\n",
 }
 TWO = "base_model: base\nmodels: [{model: base}, {model: donor}]\n"
 PARTS = {"attn_q": "q_proj", "attn_k": "k_proj", "attn_v": "v_proj"}
@@ -62,18 +61,47 @@ def tell(outcome: MergeOutcome) -> dict[str, str]:
     return {each.text.split(" (")[0]: each.text for each in found}
 
 
-@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-def test_a_bias_is_measured_beside_its_weight_whatever_the_method_is(tmp_path, recipe):
-    """Norm of the bias over that of the donor's weight, for each tensor, also where all of it is the donor's."""
-    _, tensors, donor = merge_pair(tmp_path, recipe)
-    for layer in range(4):
-        for role, part in PARTS.items():
-            name = f"model.layers.{layer}.self_attn.{part}"
-            expected = norm_of(donor, f"{name}.bias") / norm_of(donor, f"{name}.weight")
-            (told,) = tensors[f"{name}.weight"]["lost_biases"]
-            assert (told["model"], told["roles"]) == ("donor", [f"{role}_bias"])
-            assert told["norm_over_weight"] == pytest.approx(expected, rel=2e-5)
+def list_norms(tensors: dict[str, Any], role: str, part: str) -> list[list[float]]:
+    """What is told of a component: for each layer the ratio of every donor that loses a bias there."""
+    lost = [tensors[f"model.layers.{layer}.self_attn.{part}.weight"]["lost_biases"] for layer in range(4)]
+    assert all(each["roles"] == [f"{role}_bias"] for layer in lost for each in layer)
+    return [[each["norm_over_weight"] for each in layer] for layer in lost]
+
+
+def expect_norms(part: str, *donors: dict[str, torch.Tensor]) -> list[list[float]]:
+    """The same, worked out from the donors' weights."""
+    names = [f"model.layers.{layer}.self_attn.{part}" for layer in range(4)]
+    return [[norm_of(donor, f"{name}.bias") / norm_of(donor, f"{name}.weight") for donor in donors] for name in names]
+
+
+@pytest.mark.parametrize("method", [each for each in list_methods() if each.inputs[1] != 1], ids=lambda each: each.name)
+def test_a_bias_is_measured_beside_its_weight_whatever_the_method_is(tmp_path, method):
+    """Norm of the bias over that of the donor's weight, for each layer and donor; nothing where no bias is lost."""
+    donors = [f"donor{number}" for number in range(max(1, method.inputs[0] - (method.base != "optional")))]
+    write_model(tmp_path / "base", seed=1)
+    for seed, donor in enumerate(donors):
+        write_model(tmp_path / donor, "qwen2", seed=2 + seed)
+    needed = [f"{each.name}: 0.5" for each in method.parameters if each.default is None]
+    named = ", ".join(f"{{model: {name}}}" for name in ["base", *donors])
+    recipe = f"merge_method: {method.name}\nbase_model: base\nmodels: [{named}]\nparameters: {{{', '.join(needed)}}}\n"
+    run(tmp_path, recipe=recipe)
+    tensors = json.loads((tmp_path / "out" / "provenance.json").read_text())["tensors"]
+    weights = [load_file(tmp_path / donor / "model.safetensors") for donor in donors]
+    for role, part in PARTS.items():
+        for told, expected in zip(list_norms(tensors, role, part), expect_norms(part, *weights), strict=True):
+            assert told == pytest.approx(expected, rel=5e-5)
     assert "lost_biases" not in tensors["model.layers.0.self_attn.o_proj.weight"]
+
+
+def test_a_bias_is_measured_where_all_of_the_weight_is_the_donor_s(tmp_path):
+    """A weight that is taken over byte for byte loses its bias all the same."""
+    _, tensors, donor = merge_pair(tmp_path, RECIPES["the donor's own"])
+    told, expected = list_norms(tensors, "attn_q", "q_proj"), expect_norms("q_proj", donor)
+    assert [each for layer in told for each in layer] == pytest.approx(
+        [r for layer in expected for r in layer], rel=5e-5
+    )
+    name = "model.layers.1.self_attn.q_proj.weight"
+    assert torch.equal(load_weights(tmp_path / "out")[name], donor[name])
 
 
 def test_the_biases_of_a_fused_tensor_are_measured_together(tmp_path):
@@ -83,7 +111,7 @@ def test_the_biases_of_a_fused_tensor_are_measured_together(tmp_path):
     (told,) = tensors["model.layers.2.self_attn.qkv_proj.weight"]["lost_biases"]
     biases, weights = ([f"{name}.{end}" for name in names] for end in ("bias", "weight"))
     assert told["roles"] == ["attn_q_bias", "attn_k_bias", "attn_v_bias"]
-    assert told["norm_over_weight"] == pytest.approx(norm_of(donor, *biases) / norm_of(donor, *weights), rel=2e-5)
+    assert told["norm_over_weight"] == pytest.approx(norm_of(donor, *biases) / norm_of(donor, *weights), rel=5e-5)
 
 
 @pytest.mark.parametrize("method", ["slerp", "linear"])
@@ -105,7 +133,7 @@ def test_a_scale_that_is_folded_into_a_weight_is_in_its_bias_too(tmp_path, metho
         for end in ("bias", "weight")
     }
     (told,) = tensors[f"model.layers.0.self_attn.{'qkv_proj' if fused else 'q_proj'}.weight"]["lost_biases"]
-    assert told["norm_over_weight"] == pytest.approx(math.sqrt(squares["bias"] / squares["weight"]), rel=2e-5)
+    assert told["norm_over_weight"] == pytest.approx(math.sqrt(squares["bias"] / squares["weight"]), rel=5e-5)
 
 
 def test_the_loss_is_told_by_component_with_its_layers_and_range(tmp_path):
@@ -227,4 +255,4 @@ def test_a_real_qwen2_into_a_real_llama_loads_and_says_what_it_lost(tmp_path):
     told = json.loads((tmp_path / "out" / "provenance.json").read_text())["tensors"]
     name = "model.layers.1.self_attn.v_proj"
     expected = norm_of(donor, f"{name}.bias") / norm_of(donor, f"{name}.weight")
-    assert told[f"{name}.weight"]["lost_biases"][0]["norm_over_weight"] == pytest.approx(expected, rel=2e-5)
+    assert told[f"{name}.weight"]["lost_biases"][0]["norm_over_weight"] == pytest.approx(expected, rel=5e-5)
