@@ -197,7 +197,7 @@ SHAPES = {
 }
 
 
-@pytest.fixture(scope="module", params=SHAPES.values(), ids=SHAPES)
+@pytest.fixture(scope="module", params=list(SHAPES.values()), ids=list(SHAPES))
 def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[ResolvedModel]:
     """A model of every family at the same sizes, as far as it has them, with everything that only headers tell."""
     folder = tmp_path_factory.mktemp("families")

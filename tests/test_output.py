@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults import fail_with
-from tests.small_merges import RECIPE, digest_files, list_tree, load_weights, run, write_model, write_models
+from tests.small_merges import RECIPE, digest_files, list_tree, load_weights, run, write_models
 from xmerge import output
 from xmerge.errors import OutputExistsError, SourceChangedError, StorageError
 from xmerge.progress import Silence
