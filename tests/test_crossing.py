@@ -179,9 +179,8 @@ def test_a_model_in_another_family_s_layout_computes_the_same(tmp_path: Path, cr
 def test_heads_join_the_group_of_the_keys_they_share(tmp_path: Path):
     """InternLM2's one tensor has for each key head the query heads that read it, the key and the value."""
     sizes = {"hidden": 16, "heads": 6, "kv_heads": 2, "head_dim": 4, "layers": 1}
-    square = {"hidden_size": 24}
-    llama = write_model(tmp_path / "donor", seed=1, sizes=sizes, **square)
-    write_model(tmp_path / "target", "internlm2", seed=2, sizes=sizes, **square)
+    llama = write_model(tmp_path / "donor", seed=1, sizes=sizes, hidden_size=24)
+    write_model(tmp_path / "target", "internlm2", seed=2, sizes=sizes, hidden_size=24)
     rewrite(tmp_path, WHOLE)
     given = load_file(llama / "model.safetensors")
     q, k, v = (given[f"model.layers.0.self_attn.{each}_proj.weight"].split(4) for each in "qkv")

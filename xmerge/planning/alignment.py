@@ -351,9 +351,7 @@ def _tell_absent(role: str, donor: ResolvedModel, layer: int | None) -> Absent |
     return Misfit(f"{told}{where}; it works with {', '.join(instead) if instead else 'nothing of the kind'}", "E")
 
 
-def _align_by_name(
-    spec: TensorSpec, target: ResolvedModel, donor: ResolvedModel, index: int, layer: int | None
-) -> Fit:
+def _align_by_name(spec: TensorSpec, target: ResolvedModel, donor: ResolvedModel, index: int, layer: int | None) -> Fit:
     theirs = donor.by_template.get((layer, spec.template))
     if theirs is None:
         return Absent(f"{donor.label} has no {spec.template}")

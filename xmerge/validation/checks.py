@@ -56,7 +56,11 @@ def check_family(checkpoint: Checkpoint, family: Family, axes: Mapping[str, int]
     config, owner = family.language_config(checkpoint.config), f"{family.family} with this config.json"
     stated = set(range(axes["layers"]))
     beginnings = family.layer_beginnings
-    present = {layer for layer in map(_layer, [name for name in checkpoint.tensors if name.startswith(beginnings)]) if layer is not None}
+    present = {
+        layer
+        for layer in map(_layer, [name for name in checkpoint.tensors if name.startswith(beginnings)])
+        if layer is not None
+    }
     present -= set(range(axes["layers"], axes["layers"] + family.count_further_layers(config, axes)))
     if present != stated:
         yield _wrong_layers(axes["layers"], axes["layers"], len(present))
