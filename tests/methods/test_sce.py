@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.engine.bench import draw, make, same_bits
+from xmerge.methods.sce import count_share
 
 
 def draw_near(seed: int, shape: tuple[int, ...], donors: int, scale: float = 0.3) -> list[torch.Tensor]:
@@ -79,10 +80,23 @@ def test_one_donor_has_no_variance():
 
 @pytest.mark.parametrize(("share", "kept"), [(0.29, 29), (0.57, 57), (0.5, 50), (0.009, 0), (0.99999999, 100)])
 def test_a_share_of_places_is_counted_in_float32(share: float, kept: int):
-    """0.29 of 100 are 29 places, though in float64 the product is less; and no share selects more than differ."""
+    """0.29 of 100 places that differ are 29, though in float64 the product is less."""
     base, other = torch.zeros(120), torch.zeros(120)
     other[:100] = torch.arange(1, 101)
     assert int((make("sce", [base, base, other], 7, select_topk=share) != 0).sum()) == kept
+
+
+def test_no_share_is_more_than_the_whole():
+    """A share below 1 of more places than float32 can count is not more than all of them."""
+    assert count_share(2**24 + 3, 0.99999999) == 2**24 + 3
+    assert count_share(2**24 + 3, 0.5) == pytest.approx(2**23, abs=2)
+
+
+def test_a_donor_that_did_not_move_an_element_takes_no_part_in_it():
+    """Where one donor alone moved, the element goes the whole way, whatever the weights."""
+    base = torch.zeros(3)
+    one, other = torch.tensor([0.0, 1.0, 0.0]), torch.tensor([0.5, 3.0, -0.5])
+    assert make("sce", [base, one, other])[[0, 2]].tolist() == pytest.approx([0.5, -0.5])
 
 
 def test_of_equal_variances_the_first_are_selected():

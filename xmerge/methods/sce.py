@@ -60,7 +60,7 @@ def _take_all(block: Block) -> list[Tensor]:
 def _select_places(tensor: Streamed, share: float) -> Callable[[Block], list[Tensor]]:
     """The task vectors at the places where they differ most, 0 elsewhere."""
     (differing,) = tensor.total(lambda block: [each != 0 for each in _measure_variance(block)])
-    (selection,) = tensor.largest(_measure_variance, [(0, _multiply(int(differing), share))])
+    (selection,) = tensor.largest(_measure_variance, [(0, count_share(int(differing), share))])
 
     def select(block: Block) -> list[Tensor]:
         chosen = selection.mask(_measure_variance(block)[0], block.start)
@@ -76,8 +76,8 @@ def _measure_variance(block: Block) -> list[Tensor]:
     return [(add_up([each.sub_(mean).square_() for each in wide]) / len(wide)).float()]
 
 
-def _multiply(count: int, share: float) -> int:
-    """A share of a number of places, multiplied in float32 as in mergekit: 0.29 of 100 are 29, not 28."""
+def count_share(count: int, share: float) -> int:
+    """A share of a number of places, multiplied in float32 as in mergekit: 0.29 of 100 are 29, not 28; never more."""
     return min(count, int(to_float32(to_float32(count) * to_float32(share))))
 
 
