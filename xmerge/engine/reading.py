@@ -1,4 +1,4 @@
-"""Reading sources: positional reads into reused buffers, with the files watched for change."""
+"""The files of the sources: opened once, read at any place, and watched for change."""
 
 from __future__ import annotations
 
