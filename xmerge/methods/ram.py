@@ -20,8 +20,8 @@ def ram(
 ) -> Rule:
     """Task vectors: the only one that moved an element, or the mean of those that did.
 
-    d_i = x_i - base where its magnitude is above epsilon, else 0; y = base + sum_i d_i / max(c, 1), with c the number of
-    donors whose d_i is not 0 there. Reinforced Agent Merging, https://arxiv.org/abs/2601.13572. It is made for task
+    d_i = x_i - base where its magnitude is above epsilon, else 0; y = base + sum_i d_i / max(c, 1), with c the number
+    of donors whose d_i is not 0 there. Reinforced Agent Merging, https://arxiv.org/abs/2601.13572. It is made for task
     vectors that are mostly 0: where every donor moved every number, it is their mean.
     """
 
