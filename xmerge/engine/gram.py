@@ -78,11 +78,10 @@ def _add_products(sums: torch.Tensor, x: torch.Tensor, y: torch.Tensor, row: int
 
 def arrange_slices(shape: Sequence[int], axis: Axis) -> tuple[int, tuple[int, int]]:
     """How long a row is, and how many slices there are: (1, 1), (rows, 1) or (1, columns)."""
-    elements = math.prod(shape)
     if axis is None or len(shape) < 2:
-        return elements, (1, 1)
-    columns = elements // max(shape[0], 1) if axis == 0 else shape[-1]
-    if axis == 0:
-        # A single column is the whole, and read as one row it needs no sums over many.
-        return (elements, (1, 1)) if columns == 1 else (columns, (1, columns))
-    return columns, (elements // max(columns, 1), 1)
+        return math.prod(shape), (1, 1)
+    if axis == -1:
+        return shape[-1], (math.prod(shape[:-1]), 1)
+    columns = math.prod(shape[1:])
+    # A single column is the whole, and read as one row it needs no sums over many.
+    return (shape[0], (1, 1)) if columns == 1 else (columns, (1, columns))

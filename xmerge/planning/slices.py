@@ -152,26 +152,18 @@ class _Piece:
 
     def check(self, config: MergeConfig, architecture: ResolvedArchitecture, method: MergeMethod) -> None:
         """Refuse a wrong number of models, and a missing base."""
+        self._check_number(config, architecture, method)
         where = config.source.locate(*self.path)
         labels = ", ".join(architecture.models[model].label for model in self.models)
-        fewest, most = method.inputs
-        apart = method.base == "optional" and self.base is not None
-        counted = len(self.models) - apart
-        if counted < fewest or (most is not None and counted > most):
-            wanted = f"exactly {fewest}" if fewest == most else f"{fewest} or more"
-            with_base = {"required": " with the base", "optional": " beside the base" if apart else ""}
-            added = any(own_path == ("base_model",) for own_path, _ in self.parameters)
-            raise PlanError(
-                f"{method.name} takes {wanted} model{'s' if (fewest, most) != (1, 1) else ''}"
-                f"{with_base.get(method.base, '')}, and {counted} meet here: {labels}.",
-                where=where,
-                why=self._why_wrong_number(architecture, added=added, apart=apart),
-                remedy="leave out 'base_model'."
-                if added and method.base == "as_input"
-                else f"list {wanted} here, or take another method (`xmerge methods` lists them).",
-            )
         named = self.base_model
-        if self.base is None and (method.base == "required" or (method.base == "optional" and named is not None)):
+        if method.base == "optional" and named is not None and self.base is None:
+            raise PlanError(
+                f"{method.name} cannot measure from a base that does not meet here.",
+                where=where,
+                why=f"the base model {named} is not among: {labels}.",
+                remedy=f"add {named} to the sources, or leave out 'base_model' to merge the models themselves.",
+            )
+        if method.base == "required" and self.base is None:
             raise PlanError(
                 f"{method.name} needs a base to measure from.",
                 where=where,
@@ -181,10 +173,25 @@ class _Piece:
                 else "set 'base_model' to one of the models that meet here.",
             )
 
-    def _why_wrong_number(self, architecture: ResolvedArchitecture, *, added: bool, apart: bool) -> str | None:
-        if apart and self.base is not None:
-            return f"{architecture.models[self.models[self.base]].label} is the base, and not counted."
-        return "'base_model' is one of them, though 'models' does not list it." if added else None
+    def _check_number(self, config: MergeConfig, architecture: ResolvedArchitecture, method: MergeMethod) -> None:
+        fewest, most = method.inputs
+        labels = [architecture.models[model].label for model in self.models]
+        apart = labels.pop(self.base) if method.base == "optional" and self.base is not None else None
+        if fewest <= len(labels) and (most is None or len(labels) <= most):
+            return
+        wanted = f"exactly {fewest}" if fewest == most else f"{fewest} or more"
+        with_base = " with the base" if method.base == "required" else " beside the base" if apart else ""
+        added = not apart and any(own_path == ("base_model",) for own_path, _ in self.parameters)
+        told = "'base_model' is one of them, though 'models' does not list it." if added else None
+        raise PlanError(
+            f"{method.name} takes {wanted} model{'s' if (fewest, most) != (1, 1) else ''}{with_base}, and "
+            f"{len(labels)} meet here: {', '.join(labels) or 'none'}.",
+            where=config.source.locate(*self.path),
+            why=f"{apart} is the base, and not counted." if apart else told,
+            remedy="leave out 'base_model'."
+            if added and method.base == "as_input"
+            else f"list {wanted} here, or take another method (`xmerge methods` lists them).",
+        )
 
     def lay_out(self, start: int, architecture: ResolvedArchitecture, module_levels: Levels) -> list[OutputLayer]:
         """The piece's layers, counted from `start` in the output."""
