@@ -91,7 +91,8 @@ def write_model(folder: Path, layers: int, seed: int) -> None:
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     config = (
         f'{{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": {HIDDEN},'
-        f' "torch_dtype": "bfloat16", "intermediate_size": {FFN}, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": {VOCAB},'
+        f' "torch_dtype": "bfloat16", "intermediate_size": {FFN}, "num_attention_heads": 32,'
+        f' "num_key_value_heads": 8, "vocab_size": {VOCAB},'
         f' "num_hidden_layers": {layers}, "rms_norm_eps": 1e-5, "tie_word_embeddings": false, "hidden_act": "silu"}}'
     )
     (folder / "config.json").write_text(config, encoding="utf-8")
