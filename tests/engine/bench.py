@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -87,10 +88,9 @@ class Bench:
             each.name: (parameters[each.name],) * len(sources) if each.per_model else parameters[each.name]
             for each in found.parameters
         } | given
-        try:
-            coefficients = found.coefficients(Gram(has_base=has_base), len(sources), parameters)
-        except GramUnknownError:
-            coefficients = None
+        coefficients: tuple[float, ...] | None = None
+        with contextlib.suppress(GramUnknownError):
+            coefficients = tuple(map(float, found.coefficients(Gram(has_base=has_base), len(sources), parameters)))
         tensor = TensorPlan(
             name=NAME,
             role=None,
