@@ -71,11 +71,11 @@ def test_attention_of_a_qwen3_in_a_llama_at_real_widths(tmp_path: Path, monkeypa
 def count_reads(monkeypatch: pytest.MonkeyPatch, path: Path) -> list[int]:
     """How many bytes each positional read takes from a file, from now on; copies inside the kernel count too."""
     read: list[int] = []
-    originals = {"preadv": os.preadv, "copy_file_range": os.copy_file_range}
+    originals: dict[str, Callable[..., int]] = {"preadv": os.preadv, "copy_file_range": os.copy_file_range}
 
     def watch(name: str) -> Callable[..., int]:
         def call(descriptor: int, *arguments: Any) -> int:
-            count: int = originals[name](descriptor, *arguments)
+            count = originals[name](descriptor, *arguments)
             if os.path.samestat(os.fstat(descriptor), path.stat()):
                 read.append(count)
             return count

@@ -162,7 +162,7 @@ class Run:
         """The numbers of a role as its loops say, with their axes."""
         found = self.file.by_role[layer, role]
         spec, part = found[expert if len(found) > 1 else 0]
-        sizes, strides = ([loop[at] for loop in part.loops] for at in (1, 2))
+        sizes, strides = [count for _, count, _ in part.loops], [step for _, _, step in part.loops]
         numbers = torch.as_strided(self.weights[spec.name], sizes, strides, part.offset)
         return numbers, tuple(axis for axis, _, _ in part.loops)
 

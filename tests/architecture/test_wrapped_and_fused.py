@@ -166,10 +166,11 @@ def ask_expert(run: Run, layer: int, x: torch.Tensor, expert: int) -> torch.Tens
     """What one expert of transformers' module gives."""
     module = run.network.get_submodule(f"{run.case.layers}.{layer}.{run.case.feed_forward}.experts")
     if run.case.family.startswith("llama4"):
-        every = module(x.repeat(run.file.axes["experts"], 1))
+        every: torch.Tensor = module(x.repeat(run.file.axes["experts"], 1))
         return every.view(-1, *x.shape)[expert]
     chosen = torch.full((len(x), 1), expert)
-    return module(x, chosen, torch.ones(len(x), 1))
+    given: torch.Tensor = module(x, chosen, torch.ones(len(x), 1))
+    return given
 
 
 def sparse_layers(run: Run) -> list[int]:
@@ -340,7 +341,7 @@ SPELLED = [(family, at) for family in list_families() for at in range(len(family
 @pytest.mark.parametrize(("family", "at"), SPELLED, ids=lambda each: getattr(each, "family", str(each)))
 def test_a_family_is_read_in_each_of_its_spellings(tmp_path: Path, family: Family, at: int, tied: bool):
     """However a checkpoint begins its names, every tensor has the role and layer that it has in the first spelling."""
-    told = {"maybe": lambda *_: True, "tie_word_embeddings": tied}
+    told: dict[str, Any] = {"maybe": lambda *_: True, "tie_word_embeddings": tied}
     first, other = (
         describe(write_fake(tmp_path / str(spelling), family.family, spelling=spelling, **told)) for spelling in (0, at)
     )
@@ -452,7 +453,7 @@ def test_internlm2_is_cut_as_its_own_code_cuts_it(tmp_path: Path):
         wanted = {"attn_q": cut[:, :group], "attn_k": cut[:, -2], "attn_v": cut[:, -1]}
         for role, numbers in wanted.items():
             spec, part = file.by_role[1, role if end == "weight" else f"{role}_bias"][0]
-            sizes, strides = ([loop[at] for loop in part.loops] for at in (1, 2))
+            sizes, strides = [count for _, count, _ in part.loops], [step for _, _, step in part.loops]
             assert torch.equal(torch.as_strided(weights[spec.name], sizes, strides, part.offset), numbers)
 
 

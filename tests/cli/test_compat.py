@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -109,7 +110,7 @@ def test_a_config_alone_is_enough_and_said(xmerge, tmp_path):
 
 def test_packed_weights_are_told_first(xmerge, tmp_path):
     """A quantised model says so above the table, where headers tell and where config.json alone does."""
-    packed = {"quantization_config": {"quant_method": "fp8"}}
+    packed: dict[str, Any] = {"quantization_config": {"quant_method": "fp8"}}
     write_config(tmp_path / "alone", LLAMA | packed)
     layers = {f"model.layers.{layer}.mlp.up_proj.weight": ("F8_E4M3", [12, 8]) for layer in range(4)}
     write_fake(tmp_path / "whole", extra=layers, **packed)

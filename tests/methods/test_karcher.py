@@ -43,7 +43,8 @@ def expect(inputs: Sequence[torch.Tensor], steps: int = 10, tol: float = 1e-5) -
             break
         u = math.cos(length) * u + math.sin(length) / length * step
         u = u / u.norm()
-    return (u * (sum(norms) / len(norms))).view(inputs[0].shape)
+    mean: torch.Tensor = (u * (sum(norms) / len(norms))).view(inputs[0].shape)
+    return mean
 
 
 @given(

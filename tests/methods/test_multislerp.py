@@ -33,7 +33,8 @@ def expect(tensors: Sequence[torch.Tensor], weights: Sequence[float], base: torc
     moved = shares @ tangents
     length = moved.norm() + 1e-8
     point = mean * length.cos() + moved * (length.sin() / length)
-    return origin + (point * (shares @ norms)).view(tensors[0].shape)
+    reached: torch.Tensor = origin + (point * (shares @ norms)).view(tensors[0].shape)
+    return reached
 
 
 @pytest.mark.parametrize("has_base", [False, True])
@@ -55,7 +56,7 @@ def test_the_result_is_the_mean_on_the_sphere(has_base: bool, seed: int, donors:
 
 
 def test_by_hand():
-    """Directions at a right angle, weighted 3 to 4, have their mean in the direction (3, 4), and lengths 1 and 8 in 5."""
+    """Directions at a right angle, weighted 3 to 4, have a mean of direction (3, 4); lengths 1 and 8 have one of 5."""
     x, y = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 8.0])
     assert make("multislerp", [x, y], weight=(3.0, 4.0)).tolist() == pytest.approx([3.0, 4.0])
     base = torch.tensor([1.0, 1.0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,11 @@ from xmerge.methods import find_method
 from xmerge.methods.contract import Gram, GramUnknownError
 
 NUSLERP = find_method("nuslerp")
-AXES = {None: {}, -1: {"nuslerp_flatten": 0.0}, 0: {"nuslerp_flatten": 0.0, "nuslerp_row_wise": 1.0}}
+AXES: dict[int | None, dict[str, Any]] = {
+    None: {},
+    -1: {"nuslerp_flatten": 0.0},
+    0: {"nuslerp_flatten": 0.0, "nuslerp_row_wise": 1.0},
+}
 axes = pytest.mark.parametrize("axis", AXES)
 shapes = st.sampled_from([(1,), (7,), (4, 6), (1, 5), (5, 1), (2, 3, 4), (0,), (3, 0), ()])
 

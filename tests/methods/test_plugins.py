@@ -51,7 +51,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def read_example(name: str) -> str:
     """The Python block of the documentation that defines a function."""
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    return next(block for block in blocks if f"def {name}(" in block)
+    return str(next(block for block in blocks if f"def {name}(" in block))
 
 
 def call(installed: Path, *words: str, folder: Path) -> subprocess.CompletedProcess[str]:

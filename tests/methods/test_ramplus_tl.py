@@ -50,8 +50,11 @@ def test_without_a_raise_it_is_ram():
     """With r = 0 or alpha = 0 nothing is raised."""
     tensors = draw_sparse(5, (60,), 3)
     plain = make("ram", tensors, epsilon=EPSILON)
-    for given_ in ({"r": 0.0}, {"alpha": 0.0}):
-        torch.testing.assert_close(make("ramplus_tl", tensors, epsilon=EPSILON, **given_), plain, rtol=1e-6, atol=0)
+    for made in (
+        make("ramplus_tl", tensors, epsilon=EPSILON, r=0.0),
+        make("ramplus_tl", tensors, epsilon=EPSILON, alpha=0.0),
+    ):
+        torch.testing.assert_close(made, plain, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("shape", [(0,), (1,), ()])

@@ -169,14 +169,16 @@ def test_queries_rotated_by_other_pairs_of_rows_are_reordered(bench):
     aligner = Aligner(ResolvedArchitecture((target, turned), references, 0))
     fits = {spec.role: aligner.align(spec, 1, 0) for spec in target.by_layer[0]}
     for role in ("attn_q", "attn_k"):
-        assert isinstance(fits[role], Source)
-        assert fits[role].steps == ("rotated rows interleaved -> half",)
-        assert fits[role].fit == "B"
+        fit = fits[role]
+        assert isinstance(fit, Source)
+        assert fit.steps == ("rotated rows interleaved -> half",)
+        assert fit.fit == "B"
         # Of a head of 4 rows the pairs (0, 1) and (2, 3) turn together there, (0, 2) and (1, 3) here.
-        assert fits[role].segments[0].order[-3:] == ((2, 8, 16), (2, 16, 8), (8, 1, 1))
+        assert fit.segments[0].order[-3:] == ((2, 8, 16), (2, 16, 8), (8, 1, 1))
     for role in ("attn_v", "attn_output", "ffn_up", "attn_norm"):
-        assert isinstance(fits[role], Source)
-        assert not fits[role].steps
+        fit = fits[role]
+        assert isinstance(fit, Source)
+        assert not fit.steps
 
 
 STRANGE = {
