@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -226,3 +227,41 @@ def test_a_tensor_without_a_known_role_crosses_no_families(bench):
     plan = bench.plan(COPY)
     assert decisions_of(plan, "inv_freq") == {"keep"}
     assert "model.layers.{layer}.self_attn.rotary_emb.inv_freq (1 tensor)" in plan.models[1].dropped
+
+
+def test_rows_that_meet_rows_of_other_heads_say_so(bench):
+    """What `on_different_heads: merge` lets through is approximate, and no step is told that is not done."""
+    bench.write("A", num_attention_heads=8, num_key_value_heads=4, head_dim=2)
+    bench.write("B", "cohere", num_attention_heads=4, num_key_value_heads=2, head_dim=4)
+    text = SLERP + "parameters: {t: [{filter: self_attn, value: 1}]}\non_different_heads: merge"
+    source = source_of(bench.plan(text), "model.layers.0.self_attn.q_proj.weight")
+    assert source.fit == "C"
+    assert any("rows of one head meet rows of another" in note for note in source.notes)
+    assert not any("rotated" in step for step in source.steps)
+
+
+def test_one_fused_arrangement_into_another_is_a_step(bench):
+    """Group by group into one after another is a conversion, also where both tensors hold the same roles."""
+    bench.write("A", "phi3", hidden_size=16)
+    bench.write("B", "internlm2", hidden_size=16)
+    source = source_of(bench.plan(COPY), "model.layers.0.self_attn.qkv_proj.weight")
+    assert source.fit == "B"
+    assert "attn_q rearranged from model.layers.{layer}.attention.wqkv.weight" in source.steps
+
+
+def test_a_model_that_its_family_file_does_not_fit_crosses_nothing_by_name(bench):
+    """Equal names of a layout that no file describes and of one that a file does need not mean the same."""
+    bench.write("A", "deepseek_v3", maybe=lambda *_: True)
+    bench.write("B", "deepseek_v3", maybe=lambda *_: True)
+    config = bench.folder / "B" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "rope_interleave": False}))
+    error = bench.refuse(SLERP + "parameters: {t: [{filter: q_b_proj, value: 0.5}]}")
+    assert "describes a deepseek_v3 that its family file does not fit" in (error.why or "")
+
+
+def test_the_blocks_of_a_tower_are_no_layers_of_an_unknown_model(bench):
+    """Only blocks as many as config.json says are layers; others are carried whole, whatever layers are listed."""
+    tower = {f"visual.blocks.{layer}.attn.qkv.weight": ("BF16", [3]) for layer in range(3)}
+    bench.write_unknown("A", {**STRANGE, **tower})
+    plan = bench.plan("merge_method: passthrough\nslices: [{sources: [{model: A, layer_range: [0, 1]}]}]")
+    assert set(tower) <= set(tensors_of(plan))

@@ -7,6 +7,7 @@ import pytest
 from tests.planning.conftest import tensors_of
 
 SLERP = "merge_method: slerp\nbase_model: A\nmodels: [{model: A}, {model: B}]\nparameters: {t: 0.5}\n"
+KEEPS_NORMS = SLERP.replace("t: 0.5", "t: [{filter: norm, value: 0}, {value: 0.5}]")
 GRANITE = {"attention_multiplier": 0.25, "residual_multiplier": 0.5, "embedding_multiplier": 1, "logits_scaling": 1}
 LAYER = "model.layers.1."
 
@@ -53,14 +54,33 @@ def test_the_gain_of_the_input_norm_goes_into_what_reads_it(bench):
     """q, k, v and the feed-forward's input get the ratio of the two norms' gains, and nothing else does."""
     bench.write("A")
     bench.write("B", "gemma")
-    plan = bench.plan(SLERP + "folds: [input_norm]")
+    plan = bench.plan(KEEPS_NORMS + "folds: [input_norm]")
     gain = donor_of(plan, "self_attn.q_proj.weight").gain
     assert gain.donor.tensor == gain.base.tensor == LAYER + "input_layernorm.weight"
     assert (gain.base_model, gain.donor_shift, gain.base_shift) == (0, 1.0, 0.0)
     assert (gain.length, gain.stride) == (8, 1)
     assert donor_of(plan, "mlp.up_proj.weight").gain.base.tensor == LAYER + "post_attention_layernorm.weight"
-    for name in ("self_attn.o_proj.weight", "mlp.down_proj.weight", "input_layernorm.weight"):
+    for name in ("self_attn.o_proj.weight", "mlp.down_proj.weight"):
         assert donor_of(plan, name).gain is None
+
+
+def test_a_gain_is_not_counted_twice(bench):
+    """A norm whose gain is folded into what reads it stays the base's; to merge it as well is refused."""
+    bench.write("A")
+    bench.write("B")
+    error = bench.refuse(SLERP + "folds: [input_norm]")
+    assert "is divided by the gain of" in error.what
+    assert "count twice" in (error.why or "")
+
+
+def test_a_scale_that_a_norm_takes_away_is_not_folded(bench):
+    """Where the base normalizes its queries no scale of q has an effect, and none is advised."""
+    bench.write("A", "qwen3", head_dim=4)
+    bench.write("B", "granite", head_dim=4, **GRANITE)
+    plan = bench.plan(SLERP + "folds: [softmax_scale]")
+    assert scales_of(plan, "self_attn.q_proj.weight") == [1.0]
+    assert any("'softmax_scale' has no effect" in warning for warning in plan.warnings)
+    assert not any("makes up for it" in warning and "scores" in warning for warning in plan.warnings)
 
 
 def test_in_a_transposed_tensor_the_gain_goes_along_the_rows(bench):
@@ -95,7 +115,7 @@ def test_a_fold_without_effect_is_told(bench):
     """Two models that scale alike have nothing to fold."""
     bench.write("A")
     bench.write("B", "qwen3")
-    warnings = bench.plan(SLERP + "folds: [residual_scale, input_norm]").warnings
+    warnings = bench.plan(KEEPS_NORMS + "folds: [residual_scale, input_norm]").warnings
     idle = [warning for warning in warnings if "has no effect" in warning]
     assert idle == [
         "recipe.yml, line 5: folds[0]: 'residual_scale' has no effect: nothing that is merged differs in it."

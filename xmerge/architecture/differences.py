@@ -104,6 +104,8 @@ class _Judge:
             yield from self._compare_groups()
         if kind in FEED_FORWARD:
             yield from self._compare_activations()
+        if weight.endswith("_shexp"):
+            yield from self._compare_shared_gates()
         if weight.endswith("_exps") or weight == ROUTER:
             yield from self._compare_experts()
         if weight in (*ATTENTION, *LATENT) or kind in FEED_FORWARD:
@@ -224,6 +226,13 @@ class _Judge:
         yield from self._compare_trait("routing", "experts are weighed by")
         yield from self._compare_trait("routed_scale", "what experts give is multiplied by")
 
+    def _compare_shared_gates(self) -> Iterator[Difference]:
+        ours, theirs = ("ffn_gate_inp_shexp" in model.roles for model in (self.target, self.donor))
+        if ours != theirs:
+            has, lacks = (self.target, self.donor) if ours else (self.donor, self.target)
+            told = f"{has.label} weighs its shared expert by a gate of its own and {lacks.label} does not"
+            yield Difference(grade="C", reason=told)
+
     def _compare_sinks(self) -> Iterator[Difference]:
         ours, theirs = ("attn_sinks" in model.roles for model in (self.target, self.donor))
         if ours != theirs:
@@ -263,7 +272,9 @@ class _Judge:
         ours, theirs = self.ours.tell(fold), self.theirs.tell(fold)
         if ours == theirs:
             return
-        if fold in self.folds:
+        if is_undone(self.target, fold):
+            yield self._differ("C", what, _show(ours), _show(theirs))
+        elif fold in self.folds:
             yield Difference(grade="B", reason=f"{what} {_show(theirs)} in {self.donor.label}: folded into the weights")
         else:
             yield self._differ("C", what, _show(ours), _show(theirs), f" ('folds: [{fold}]' makes up for it)")
@@ -279,6 +290,13 @@ class _Judge:
 
 
 _NORMS = {"rms": "an RMS norm", "layer": "a LayerNorm, which also takes away the mean"}
+
+
+def is_undone(target: ResolvedModel, fold: str) -> bool:
+    """Whether a norm of the target's takes away again what a fold would work into the weights."""
+    if fold == SOFTMAX_SCALE:
+        return "attn_q_norm" in target.roles
+    return fold == RESIDUAL_SCALE and bool({"post_attention_norm", "post_ffw_norm"} & target.roles)
 
 
 def find_input_norm(model: ResolvedModel, kind: str) -> str | None:

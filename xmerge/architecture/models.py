@@ -6,7 +6,7 @@ It is that of `architecture`, else of `base_model`, else of the first model name
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import Any
@@ -452,9 +452,28 @@ def _describe_unknown(location: Location, checkpoint: Checkpoint) -> ResolvedMod
     told = [checkpoint.config.get(key) for key in ("num_hidden_layers", "n_layer", "num_layers")]
     counted = 1 + max((spec.layer for spec in specs if spec.layer is not None), default=-1)
     layers = next((number for number in told if type(number) is int and number > 0), counted)
+    specs = tuple(_leave_towers(specs, layers))
     _refuse_impossible_size({"layers": layers}, checkpoint)
     tied = bool(checkpoint.config.get("tie_word_embeddings", False))
     return ResolvedModel(location, checkpoint, None, {}, layers, tied, specs, _place_packed(packed, {}))
+
+
+def _leave_towers(specs: Sequence[TensorSpec], layers: int) -> Iterator[TensorSpec]:
+    """The tensors of an unknown model, where only those count as layers that are as many as config.json says.
+
+    Other numbered blocks, such as those of a vision tower, are carried as they are.
+    """
+    depths: dict[str, int] = {}
+    for spec in specs:
+        if spec.layer is not None:
+            beginning = spec.template.partition("{layer}")[0]
+            depths[beginning] = max(depths.get(beginning, 0), spec.layer + 1)
+    fitting = {beginning for beginning, depth in depths.items() if depth == layers} or set(depths)
+    for spec in specs:
+        if spec.layer is None or spec.template.partition("{layer}")[0] in fitting:
+            yield spec
+        else:
+            yield replace(spec, layer=None, template=spec.name, line=spec.name)
 
 
 def _set_apart(spec: TensorSpec, layers: int, further: int) -> TensorSpec:

@@ -105,5 +105,5 @@ def _find_worst(components: Sequence[ComponentFit]) -> Class | None:
 def _compare(base: ResolvedModel, donor: ResolvedModel) -> Compatibility | Unrelated:
     try:
         return compare_models(base, donor)
-    except PlanError as error:
+    except (PlanError, CheckpointError) as error:
         return Unrelated(base=base.label, donor=donor.label, what=error.what)

@@ -24,6 +24,7 @@ from xmerge.architecture.differences import (
     SOFTMAX_SCALE,
     WRITES_OUTPUT,
     find_input_norm,
+    is_undone,
 )
 from xmerge.architecture.layout import Loop
 from xmerge.architecture.quantization import PackedWeight
@@ -36,6 +37,11 @@ from xmerge.planning.slices import Input
 HEAD_KEYS = ("num_attention_heads", "num_key_value_heads", "head_dim")
 SIDE_ROLES = ("_bias", "_norm", "_sinks", "_scale")
 """What a model can do without; everything else is a part of how it works."""
+
+
+ROWS_MEET_ROWS = Difference(
+    grade="C", reason="its heads have other sizes, so rows of one head meet rows of another, as the recipe allows"
+)
 
 
 @dataclass(frozen=True)
@@ -141,9 +147,13 @@ class Aligner:
             if not held:
                 return _tell_absent(part.role, donor, layer)
             turn = self._turn(part.role, donor)
-            pieces = self._pair(part, held, turn, donor)
-            if isinstance(pieces, Misfit):
-                return pieces
+            pieces = pair(part, [each for _, each in held], turn)
+            if pieces is None:
+                by_rows = self._pair_rows(part, held, donor)
+                if isinstance(by_rows, Misfit):
+                    return by_rows
+                turn, pieces = None, by_rows
+                differences = [*differences, ROWS_MEET_ROWS]
             fold, scale = self._scale(part.role, donor)
             for piece in pieces:
                 segments = _append(segments, _cut(piece, held[piece.number][0], scale))
@@ -188,13 +198,9 @@ class Aligner:
             notes=tuple(dict.fromkeys(each.reason for each in differences)),
         )
 
-    def _pair(
-        self, part: RolePart, held: Sequence[Held], turn: Turn | None, donor: ResolvedModel
-    ) -> list[Piece] | Misfit:
+    def _pair_rows(self, part: RolePart, held: Sequence[Held], donor: ResolvedModel) -> list[Piece] | Misfit:
+        """Rows with rows, where heads are of other sizes and the configuration allows it."""
         theirs = [each for _, each in held]
-        pieces = pair(part, theirs, turn)
-        if pieces is not None:
-            return pieces
         told = f"{part.role}: {self.target.label} has {_tell_part(part)}, {donor.label} has {_tell_part(theirs[0])}"
         by_rows = pair(part, theirs, None, ignore_heads=True)
         if by_rows is None:
@@ -237,6 +243,8 @@ class Aligner:
         weight = role.removesuffix("_bias").removesuffix("_exps").removesuffix("_shexp")
         fold = SOFTMAX_SCALE if weight == "attn_q" else RESIDUAL_SCALE if weight in WRITES_OUTPUT else ""
         if fold not in self.folds or donor is self.target or not donor.traits or not self.target.traits:
+            return fold, 1.0
+        if is_undone(self.target, fold):
             return fold, 1.0
         return fold, float(donor.traits.tell(fold)) / float(self.target.traits.tell(fold))
 
@@ -355,6 +363,10 @@ def _align_by_name(spec: TensorSpec, target: ResolvedModel, donor: ResolvedModel
     theirs = donor.by_template.get((layer, spec.template))
     if theirs is None:
         return Absent(f"{donor.label} has no {spec.template}")
+    if (target.family is None) != (donor.family is None) and donor.checkpoint.config != target.checkpoint.config:
+        strange = target if target.family is None else donor
+        told = f"{strange.label}/config.json describes a {strange.model_type} that its family file does not fit"
+        return Misfit(f"{spec.template}: {told}, so equal names need not mean the same", "E")
     if theirs.shape != spec.shape:
         return Misfit(f"{spec.template}: {target.label} has {list(spec.shape)}, {donor.label} has {list(theirs.shape)}")
     # Only a family file says which tensors hold heads; without one the name has to do.
@@ -413,6 +425,8 @@ def _tell_steps(spec: TensorSpec, part: RolePart, held: Sequence[Held], turn: Tu
         yield f"{part.role} taken out of {theirs.line}"
     elif theirs.line != spec.line and len(spec.parts) == 1:
         yield f"named {theirs.line}"
+    elif len(spec.parts) > 1 and (part.offset, part.loops) != (their_part.offset, their_part.loops):
+        yield f"{part.role} rearranged from {theirs.line}"
     if len(spec.parts) > 1 and len(theirs.parts) == 1:
         yield f"joined with {theirs.line}"
     if (part.expert is None) != (their_part.expert is None):

@@ -13,7 +13,13 @@ from xmerge.planning.draws import assign_draws
 from xmerge.planning.output_config import choose_side_files, digest_side_files, edit_config
 from xmerge.planning.parameters import ParameterReader
 from xmerge.planning.plan import LayerPlan, MergePlan, PlannedModel, list_segments
-from xmerge.planning.refusals import refuse_gaps, refuse_misfits, refuse_tokenizer_merge, refuse_unsupported
+from xmerge.planning.refusals import (
+    refuse_doubled_gains,
+    refuse_gaps,
+    refuse_misfits,
+    refuse_tokenizer_merge,
+    refuse_unsupported,
+)
 from xmerge.planning.slices import OutputLayer, lay_out
 from xmerge.planning.slots import list_slots
 from xmerge.planning.warnings import list_foreign, list_warnings
@@ -76,6 +82,7 @@ def _decide(
     refuse_misfits(config, architecture, decider.misfits, decider.list_fitting())
     reader.refuse_silent_models(config, architecture, layout)
     refuse_gaps(config, architecture, decider.gaps)
+    refuse_doubled_gains(config, layers)
     return layers
 
 

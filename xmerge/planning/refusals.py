@@ -90,6 +90,35 @@ def refuse_misfits(
     )
 
 
+def refuse_doubled_gains(config: MergeConfig, layers: Sequence[LayerPlan]) -> None:
+    """Refuse to fold the gain of a norm into what reads it where the norm itself is merged as well.
+
+    Raises:
+        PlanError: Names the tensor and the norm.
+    """
+    if "input_norm" not in config.folds:
+        return
+    for layer in layers:
+        own = {
+            (source.model, segment.tensor)
+            for tensor in layer.tensors
+            if tensor.decision in ("keep", "convert")
+            for source in tensor.sources
+            for segment in source.segments
+        }
+        for tensor in layer.tensors:
+            for gain in (source.gain for source in tensor.sources):
+                if gain is not None and gain.base is not None and (gain.base_model, gain.base.tensor) not in own:
+                    raise PlanError(
+                        f"{tensor.name} is divided by the gain of {gain.base.tensor}, and the output does not keep "
+                        "that norm.",
+                        where=config.source.locate("folds"),
+                        why="'input_norm' works the donor's gain into what reads it; with the norm merged too it would "
+                        "count twice.",
+                        remedy="filter the norms out of the merge, or take input_norm out of 'folds'.",
+                    )
+
+
 def refuse_gaps(config: MergeConfig, architecture: ResolvedArchitecture, gaps: Sequence[Fault]) -> None:
     """Refuse an output with tensors that no model has.
 
