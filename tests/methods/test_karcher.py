@@ -104,6 +104,13 @@ def test_a_tensor_of_zeros_counts_in_the_length_alone():
     assert torch.equal(mean([torch.zeros(2)] * 3), torch.zeros(2, dtype=torch.float64))
 
 
+def test_a_tensor_no_longer_than_tol_has_no_direction():
+    """It does not pull the mean its way, and counts in the length."""
+    x, short = torch.tensor([1.0, 0.0], dtype=torch.float64), torch.tensor([0.0, 1e-3], dtype=torch.float64)
+    torch.testing.assert_close(mean([x, short], tol=1e-2), x * (1.001 / 2), rtol=1e-12, atol=0.0)
+    assert mean([x, short])[1] > 0.1
+
+
 def test_tensors_too_short_to_have_a_direction_are_averaged():
     """Below `tol` mergekit makes them 0; a model merged with itself is itself here too."""
     x = torch.tensor([3e-6, -4e-6], dtype=torch.float64)

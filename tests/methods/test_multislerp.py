@@ -142,3 +142,7 @@ def test_eps_says_what_is_too_short_to_have_a_direction():
     assert float(near.norm()) == pytest.approx(1.0, abs=1e-6)
     far = MULTISLERP.coefficients(gram_of([x, y]), 2, parameters | {"eps": 0.7})
     assert far == (0.5, 0.5)
+    # At 0 a tensor of zeros has no direction still.
+    zero = torch.zeros(2)
+    half = combine(MULTISLERP.coefficients(gram_of([x, zero]), 2, parameters | {"eps": 0.0}), [x, zero])
+    torch.testing.assert_close(half, 0.5 * x.double())

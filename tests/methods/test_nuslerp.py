@@ -94,12 +94,17 @@ def test_row_wise_are_columns_and_the_default_are_rows():
 
 @axes
 @pytest.mark.parametrize("has_base", [False, True])
-@given(seed=st.integers(0, 99), shape=shapes, dtype=st.sampled_from([torch.bfloat16, torch.float32]))
-def test_a_model_interpolated_with_itself_is_itself(axis, has_base, seed: int, shape: tuple[int, ...], dtype):
-    """Equal inputs come back bit for bit, zeros with their signs."""
+@given(
+    seed=st.integers(0, 99),
+    shape=shapes,
+    dtype=st.sampled_from([torch.bfloat16, torch.float32]),
+    t=st.sampled_from([0.3, -0.5]),
+)
+def test_a_model_interpolated_with_itself_is_itself(axis, has_base, seed: int, shape: tuple[int, ...], dtype, t: float):
+    """Equal inputs come back bit for bit, zeros with their signs, where a weight is negative too."""
     x = draw_shape(seed, shape).to(dtype)
     x = torch.where(x.abs() < 0.3, -0.0, x).to(dtype)
-    inputs, weight = ([x] * 3, (0.0, 0.7, 0.3)) if has_base else ([x] * 2, (0.7, 0.3))
+    inputs, weight = ([x] * 3, (0.0, 1 - t, t)) if has_base else ([x] * 2, (1 - t, t))
     assert same_bits(make("nuslerp", inputs, 3, has_base=has_base, weight=weight, **AXES[axis]), x)
 
 
