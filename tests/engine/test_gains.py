@@ -99,15 +99,6 @@ def test_a_gain_is_what_its_convention_says(dtype, shifts):
     torch.testing.assert_close(factors, (donor.double() + shifts[1]) / (base.double() + shifts[0]), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("missing", ["base", "donor"])
-def test_a_norm_that_is_not_there_has_gains_of_one(missing):
-    """A model without this norm multiplies by nothing."""
-    base, donor = make_norm(1), make_norm(2)
-    with open_pair(base, donor) as (bench, files):
-        factors = read_factors(fold(bench, **{missing: None}), 1, files)
-    torch.testing.assert_close(factors, 1 / base.double() if missing == "donor" else donor.double(), rtol=0, atol=0)
-
-
 @pytest.mark.parametrize("small", [0.0, 1e-5, -1e-5])
 def test_a_gain_near_zero_is_not_divided_by(small):
     """The base's model, norm, element and gain, why, and the way out."""

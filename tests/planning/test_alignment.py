@@ -201,16 +201,6 @@ def test_models_of_one_unknown_type_merge_by_name(bench):
     assert plan.models[1].dropped == ("h.{layer}.extra.weight (1 tensor)",)
 
 
-def test_unknown_models_with_other_heads_do_not_merge_their_attention(bench):
-    """Equal shapes are not enough where config.json says that they are cut into other heads."""
-    bench.write_unknown("A", STRANGE, num_attention_heads=4)
-    bench.write_unknown("B", STRANGE, num_attention_heads=2)
-    error = bench.refuse(SLERP + "parameters: {t: 0.5}")
-    assert error.why is not None
-    assert "h.{layer}.attn.c_attn.weight: A has num_attention_heads 4" in error.why
-    assert "c_fc" not in error.why
-
-
 def test_unknown_models_of_other_shapes_are_told_by_name(bench):
     """Both shapes stand in the refusal."""
     bench.write_unknown("A", STRANGE)

@@ -98,10 +98,13 @@ def test_in_a_transposed_tensor_the_gain_goes_along_the_rows(bench):
     [
         ("llama", "cohere", "one of the two norms also takes away the mean"),
         ("cohere", "stablelm", "the norm of B has a bias"),
+        ("olmo2", "llama", "A norms nothing that it reads"),
+        ("olmo2", "cohere", "A norms nothing that it reads"),
+        ("llama", "olmo2", "B norms nothing that it reads"),
     ],
 )
 def test_a_fold_that_cannot_be_exact_is_refused(bench, base, donor, reason):
-    """A mean that is taken away and a bias that is added cannot go into a gain; the reason says which it is."""
+    """A mean, a bias, and what a norm divides by where only one model has it, cannot go into a gain; which is told."""
     sizes = {"hidden_size": 16, "head_dim": 4, "num_key_value_heads": 4}
     bench.write("A", base, **sizes)
     bench.write("B", donor, **sizes)
@@ -120,3 +123,11 @@ def test_a_fold_without_effect_is_told(bench):
     assert idle == [
         "recipe.yml, line 5: folds[0]: 'residual_scale' has no effect: nothing that is merged differs in it."
     ]
+
+
+def test_models_without_input_norms_have_nothing_to_fold(bench):
+    """Where neither model norms what it reads there is no gain: the fold has no effect, and a warning says so."""
+    for name in "AB":
+        bench.write(name, "olmo2")
+    warnings = bench.plan(SLERP + "folds: [input_norm]").warnings
+    assert any("'input_norm' has no effect" in warning for warning in warnings)

@@ -74,8 +74,9 @@ def test_each_source_that_is_read_ahead_takes_a_window(plan):
 
 def test_a_folded_gain_takes_the_same_on_every_device(plan):
     """What a gain is multiplied with is a piece of its own, however large a block is."""
+    norm = Segment(tensor="norm", file="model.safetensors", dtype="F32", offset=0, elements=4096)
     gain = Gain(
-        donor=None, base=None, base_model=0, base_pin="", donor_shift=0.0, base_shift=0.0, length=4096, stride=1
+        donor=norm, base=norm, base_model=0, base_pin="", donor_shift=0.0, base_shift=0.0, length=4096, stride=1
     )
     folded = replace_donors(plan, make_source(()).model_copy(update={"gain": gain}))
     more = [estimate_buffers(folded, device) - estimate_buffers(plan, device) for device in BLOCK_ELEMENTS]

@@ -59,7 +59,7 @@ def test_unknown_families_do_not_mix(bench):
     assert error.what == "A is a llama and B a unheard-of, and there is no family file for unheard-of."
     assert error.where == "recipe.yml, line 5: models[1].model"
     assert error.why is not None and "models of one model_type merge by name" in error.why
-    assert error.remedy is not None and "xmerge/families" in error.remedy
+    assert error.remedy is not None and "xmerge/families (docs/adding-a-family.md shows how)" in error.remedy
 
 
 def test_weights_that_sum_to_nothing_are_refused(bench):

@@ -54,15 +54,12 @@ def read_factors(gain: Gain, model: int, files: OpenSources) -> torch.Tensor:
     """
     donor = _read_norm(gain.donor, gain.donor_shift, gain.length, model, files)
     base = _read_norm(gain.base, gain.base_shift, gain.length, gain.base_model, files)
-    if gain.base is not None:
-        _check_divisor(base, gain.base, files.label(gain.base_model))
+    _check_divisor(base, gain.base, files.label(gain.base_model))
     return donor.div_(base)
 
 
-def _read_norm(segment: Segment | None, shift: float, length: int, model: int, files: OpenSources) -> torch.Tensor:
-    """A norm's gains in float64; ones where there is no norm."""
-    if segment is None:
-        return torch.ones(length, dtype=torch.float64)
+def _read_norm(segment: Segment, shift: float, length: int, model: int, files: OpenSources) -> torch.Tensor:
+    """A norm's gains in float64."""
     raw = torch.empty(length * DTYPE_BYTES[segment.dtype], dtype=torch.uint8)
     files.read(model, segment, 0, raw.numpy().data)
     gains = raw.view(TORCH_DTYPES[segment.dtype]).double().add_(shift)

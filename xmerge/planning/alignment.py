@@ -33,14 +33,18 @@ from xmerge.checkpoints.headers import DTYPE_BITS
 from xmerge.planning.conversion import Piece, Turn, pair
 from xmerge.planning.plan import Gain, LostBias, Segment, Source
 from xmerge.planning.slices import Input
+from xmerge.planning.unknown import find_divided, tell_heads
 
-HEAD_KEYS = ("num_attention_heads", "num_key_value_heads", "head_dim")
 SIDE_ROLES = ("_bias", "_norm", "_sinks", "_scale")
 """What a model can do without; everything else is a part of how it works."""
 
 
 ROWS_MEET_ROWS = Difference(
     grade="C", reason="its heads have other sizes, so rows of one head meet rows of another, as the recipe allows"
+)
+OTHER_HEADS = (
+    "equal shapes and heads of other sizes, so that rows of one head would meet rows of another; "
+    "'on_different_heads: merge' lets them"
 )
 
 
@@ -85,6 +89,7 @@ class Aligner:
     """Whether equal shapes are enough where heads are divided otherwise."""
     _differences: dict[tuple[int, str, int | None, int | None], tuple[Difference, ...]] = field(default_factory=dict)
     _alike: dict[int, bool] = field(default_factory=dict)
+    _divided: dict[int, frozenset[str]] = field(default_factory=dict)
 
     @property
     def target(self) -> ResolvedModel:
@@ -105,7 +110,7 @@ class Aligner:
             return packed
         if not spec.parts or donor.family is None:
             if donor.model_type == self.target.model_type:
-                return _align_by_name(spec, self.target, donor, index, layer)
+                return self._align_by_name(spec, index, layer)
             return Absent(f"{donor.label} ({donor.kind}) has no tensor known to do what {spec.template} does")
         twin = self._find_twin(spec, donor, index, layer)
         differences: list[Difference] = []
@@ -114,6 +119,33 @@ class Aligner:
         if twin is not None:
             return self._source(donor, index, [_whole(twin.stored)], differences)
         return self._convert(spec, donor, index, layer, differences)
+
+    def _align_by_name(self, spec: TensorSpec, index: int, layer: int | None) -> Fit:
+        """Equal names of one model type are equal things, unless shapes, heads or family files say otherwise."""
+        target, donor = self.target, self.architecture.models[index]
+        theirs = donor.by_template.get((layer, spec.template))
+        if theirs is None:
+            return Absent(f"{donor.label} has no {spec.template}")
+        if (target.family is None) != (donor.family is None) and donor.checkpoint.config != target.checkpoint.config:
+            strange = target if target.family is None else donor
+            told = f"{strange.label}/config.json describes a {strange.model_type} that its family file does not fit"
+            return Misfit(f"{spec.template}: {told}, so equal names need not mean the same", "E")
+        if theirs.shape != spec.shape:
+            shapes = f"{target.label} has {list(spec.shape)}, {donor.label} has {list(theirs.shape)}"
+            return Misfit(f"{spec.template}: {shapes}")
+        differences = [ROWS_MEET_ROWS] if spec.template in self._find_divided(index) else []
+        if differences and not self.ignore_heads:
+            heads = [f"{a.label} has {tell_heads(a, b)}" for a, b in ((target, donor), (donor, target))]
+            return Misfit(f"{spec.template}: {', '.join(heads)}: {OTHER_HEADS}", "E")
+        return self._source(donor, index, [_whole(theirs.stored)], differences)
+
+    def _find_divided(self, index: int) -> frozenset[str]:
+        """The target's tensors that a donor divides into other heads, where no family file says which hold heads."""
+        if index not in self._divided:
+            donor = self.architecture.models[index]
+            unknown = self.target.family is None and donor is not self.target
+            self._divided[index] = find_divided(self.target, donor) if unknown else frozenset()
+        return self._divided[index]
 
     def _find_twin(self, spec: TensorSpec, donor: ResolvedModel, index: int, layer: int | None) -> TensorSpec | None:
         """The donor's tensor that needs no conversion, because the two models lay out theirs alike."""
@@ -207,11 +239,7 @@ class Aligner:
             return Misfit(told)
         if self.ignore_heads:
             return by_rows
-        return Misfit(
-            f"{told}: equal shapes and heads of other sizes, so that rows of one head would meet rows of another; "
-            "'on_different_heads: merge' lets them",
-            "E",
-        )
+        return Misfit(f"{told}: {OTHER_HEADS}", "E")
 
     def _is_alike(self, index: int) -> bool:
         """Whether a donor lays out its tensors as the target does, so that nothing has to be worked out."""
@@ -279,19 +307,21 @@ class Aligner:
             model.by_role[number, role][0][0] if role and (number, role) in model.by_role else None
             for model, number, role in zip(models, layers, roles, strict=True)
         ]
+        if not any(norms):
+            return None
         inexact = _why_inexact(models, layers, roles, norms)
         if inexact:
             return Misfit(f"{spec.parts[0].role}: 'folds: [input_norm]' cannot be exact here: {inexact}", "E")
+        ours, theirs = (_whole(norm.stored) for norm in norms if norm)
         length, stride = next((count, step) for axis, count, step in spec.parts[0].loops if axis == "hidden")
         shifts = [1.0 if model.family and model.family.norm_gain == "1+w" else 0.0 for model in models]
-        ours, theirs = (_whole(norm.stored) if norm else None for norm in norms)
         return Gain(
             donor=theirs,
             base=ours,
             base_model=self.architecture.target_index,
             base_pin=self.target.checkpoint.pin,
-            donor_shift=shifts[1] if theirs else 0.0,
-            base_shift=shifts[0] if ours else 0.0,
+            donor_shift=shifts[1],
+            base_shift=shifts[0],
             length=length,
             stride=stride,
         )
@@ -327,8 +357,11 @@ def _why_inexact(
     roles: Sequence[str | None],
     norms: Sequence[TensorSpec | None],
 ) -> str | None:
-    kinds = {model.family.norm for model, norm in zip(models, norms, strict=True) if norm and model.family}
-    if len(kinds) > 1:
+    # A gain is folded from norm to norm: what one of them divides by depends on the token, and is in no weight.
+    without = next((model for model, norm in zip(models, norms, strict=True) if norm is None), None)
+    if without is not None:
+        return f"{without.label} norms nothing that it reads"
+    if len({model.family.norm for model in models if model.family}) > 1:
         return "one of the two norms also takes away the mean"
     for model, layer, role in zip(models, layers, roles, strict=True):
         if (layer, f"{role}_bias") in model.by_role:
@@ -356,25 +389,7 @@ def _tell_absent(role: str, donor: ResolvedModel, layer: int | None) -> Absent |
         if at == layer and other.startswith(prefix) and not other.endswith(SIDE_ROLES)
     )
     where = f" in its layer {layer}" if role in donor.roles else ""
-    return Misfit(f"{told}{where}; it works with {', '.join(instead) if instead else 'nothing of the kind'}", "E")
-
-
-def _align_by_name(spec: TensorSpec, target: ResolvedModel, donor: ResolvedModel, index: int, layer: int | None) -> Fit:
-    theirs = donor.by_template.get((layer, spec.template))
-    if theirs is None:
-        return Absent(f"{donor.label} has no {spec.template}")
-    if (target.family is None) != (donor.family is None) and donor.checkpoint.config != target.checkpoint.config:
-        strange = target if target.family is None else donor
-        told = f"{strange.label}/config.json describes a {strange.model_type} that its family file does not fit"
-        return Misfit(f"{spec.template}: {told}, so equal names need not mean the same", "E")
-    if theirs.shape != spec.shape:
-        return Misfit(f"{spec.template}: {target.label} has {list(spec.shape)}, {donor.label} has {list(theirs.shape)}")
-    # Only a family file says which tensors hold heads; without one the name has to do.
-    if target.family is None and "attn" in spec.template.replace("attention", "attn"):
-        heads = [_tell_heads(model) for model in (target, donor)]
-        if heads[0] != heads[1]:
-            return Misfit(f"{spec.template}: {target.label} has {heads[0]}, {donor.label} has {heads[1]}", "E")
-    return Source(model=index, pin=donor.checkpoint.pin, segments=(_whole(theirs.stored),))
+    return Misfit(f"{told}{where}; it works with {', '.join(instead)}" if instead else f"{told}{where}", "E")
 
 
 def _whole(stored: StoredTensor) -> Segment:
@@ -440,10 +455,6 @@ def _tell_steps(spec: TensorSpec, part: RolePart, held: Sequence[Held], turn: Tu
 
 def _list_order(part: RolePart) -> list[str]:
     return [axis for axis, count, _ in part.loops if axis != "experts" and count > 1]
-
-
-def _tell_heads(model: ResolvedModel) -> str:
-    return ", ".join(f"{key} {model.checkpoint.config.get(key)}" for key in HEAD_KEYS)
 
 
 def _tell_part(part: RolePart) -> str:

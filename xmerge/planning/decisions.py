@@ -74,11 +74,12 @@ class Decider:
         return self._keep(case, stays) if stays else self._combine(case, taking, values)
 
     def list_fitting(self) -> list[str]:
-        """The filters that choose matrices for which every donor has something that fits."""
-        return [each for each, fits in self._fits.items() if fits]
+        """The filters that choose matrices for which every donor has something that fits, and nothing else."""
+        misfits = [each for each, fits in self._fits.items() if not fits]
+        return [each for each, fits in self._fits.items() if fits and not any(each in other for other in misfits)]
 
     def _note_fits(self, slot: Slot, offers: Sequence[Offer]) -> None:
-        if slot.layer.index is None or not slot.spec.parts or slot.spec.parts[0].role.endswith(SIDE_ROLES):
+        if slot.layer.index is None or len(slot.spec.shape) < 2 or (slot.spec.role or "").endswith(SIDE_ROLES):
             return
         donors = [each.fit for each in offers if each.input.model != self.architecture.target_index]
         if donors:

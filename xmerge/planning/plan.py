@@ -53,9 +53,9 @@ class Gain(Value):
     Element i of the matrix is multiplied by `donor[c] / base[c]`, with c = (i // stride) % length.
     """
 
-    donor: Segment | None
-    """The donor's norm weight; None: a gain of 1."""
-    base: Segment | None
+    donor: Segment
+    """The donor's norm weight."""
+    base: Segment
     base_model: int
     base_pin: str
     donor_shift: float
@@ -188,9 +188,8 @@ def list_segments(tensor: TensorPlan) -> Iterator[tuple[int, Segment]]:
     """(model, segment) of everything that is read for a tensor, the norms of folded gains with it."""
     for source in tensor.sources:
         yield from ((source.model, segment) for segment in source.segments)
-        if source.gain is not None and source.gain.donor is not None:
+        if source.gain is not None:
             yield source.model, source.gain.donor
-        if source.gain is not None and source.gain.base is not None:
             yield source.gain.base_model, source.gain.base
     for lost in tensor.lost_biases:
         yield from ((lost.model, bias) for bias in lost.biases)

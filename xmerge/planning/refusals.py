@@ -9,11 +9,13 @@ from typing import Any
 from xmerge.architecture import ResolvedArchitecture, ResolvedModel
 from xmerge.architecture.differences import CLASS_NAMES
 from xmerge.checkpoints.checkpoint import read_json_object
+from xmerge.checkpoints.untrusted import LARGE
 from xmerge.config import MergeConfig, ModelReference, ModuleDefinition, TokenizerConfig
 from xmerge.config.source import Path
 from xmerge.errors import PlanError
 from xmerge.planning.decisions import Fault
 from xmerge.planning.plan import LayerPlan
+from xmerge.planning.unknown import tell_unknown
 from xmerge.sources import metadata_folder
 
 REASONS_SHOWN = 12
@@ -46,11 +48,11 @@ def refuse_strangers(target: ResolvedModel, model: ResolvedModel, where: str | N
         return
     unknown = model if model.family is None else target
     raise PlanError(
-        f"{target.label} is a {target.kind} and {model.label} a {model.kind}, and there is no family file for "
-        f"{unknown.model_type}.",
+        f"{target.label} is a {target.kind} and {model.label} a {model.kind}, and {tell_unknown(unknown)}.",
         where=where,
         why="what its tensors do is unknown; models of one model_type merge by name, others need a family file.",
-        remedy="add a file to xmerge/families (CONTRIBUTING.md says how); `xmerge families` lists those there are.",
+        remedy="add a file to xmerge/families (docs/adding-a-family.md shows how); `xmerge families` lists those there "
+        "are.",
     )
 
 
@@ -77,7 +79,7 @@ def refuse_misfits(
     differ = "shapes differ" if all(each.grade == "D" for each in misfits) else "tensors do not do the same"
     donors = [model.label for model in architecture.models if model is not architecture.target]
     way_out = (
-        f"filter the parameters to what fits ({', '.join(fitting)})"
+        f"filter the parameters to what fits ({_list_some(fitting)})"
         if fitting
         else f"choose another donor, because no matrix in the layers of {' and '.join(donors)} fits (`xmerge compat` "
         "says what crosses between two models)"
@@ -108,7 +110,7 @@ def refuse_doubled_gains(config: MergeConfig, layers: Sequence[LayerPlan]) -> No
         }
         for tensor in layer.tensors:
             for gain in (source.gain for source in tensor.sources):
-                if gain is not None and gain.base is not None and (gain.base_model, gain.base.tensor) not in own:
+                if gain is not None and (gain.base_model, gain.base.tensor) not in own:
                     raise PlanError(
                         f"{tensor.name} is divided by the gain of {gain.base.tensor}, and the output does not keep "
                         "that norm.",
@@ -210,12 +212,17 @@ def _list_reasons(faults: Sequence[Fault]) -> str:
     return shown + (f"\n    and {len(counted) - REASONS_SHOWN} more" if len(counted) > REASONS_SHOWN else "")
 
 
+def _list_some(filters: Sequence[str]) -> str:
+    shown = ", ".join(filters[:REASONS_SHOWN])
+    return f"{shown} and {len(filters) - REASONS_SHOWN} more" if len(filters) > REASONS_SHOWN else shown
+
+
 def _read_vocabulary(model: ResolvedModel) -> Any:
     """Which token has which number; None where there is no tokenizer.json to read it from."""
     path = metadata_folder(model.location) / "tokenizer.json"
     if not path.is_file():
         return None
-    data = read_json_object(path, f"{model.label}/tokenizer.json")
+    data = read_json_object(path, f"{model.label}/tokenizer.json", LARGE)
     tokens = data.get("model")
     listed = data.get("added_tokens")
     added = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
