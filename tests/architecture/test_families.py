@@ -365,6 +365,45 @@ def test_a_size_that_config_json_leaves_out_is_that_of_transformers(family: Fami
         assert told == (derived if expected is None else expected), key
 
 
+NULLABLE = ("num_key_value_heads", "num_kv_heads", "head_dim")
+
+
+@pytest.mark.parametrize(
+    ("family", "axis", "key"),
+    [
+        pytest.param(family, axis, key, id=f"{family.family}-{axis}")
+        for family in CHECKED
+        for axis, rule in family.axes.items()
+        for key in [rule.split("|")[0].strip()]
+        if key in NULLABLE
+    ],
+)
+def test_null_for_a_size_is_what_transformers_takes_it_for(family: Family, axis: str, key: str):
+    """Null is what the config class makes of it, be it another size than that of a key left out; or no size at all."""
+    full = write_config(family, say_config(family, {}))
+    language = full[family.config] if family.config else full
+    said = {name: value for name, value in language.items() if name != "layer_types"} | {key: None}
+    told = family.language_config({**full, family.config: said} if family.config else said)
+    meant = read_null(family, said, key)
+    if meant is not None:
+        assert family.read_axes(told, "model")[axis] == meant
+    elif "/" in family.axes[axis]:  # Where the class makes nothing of it, what others make of it does no harm.
+        assert family.read_axes(told, "model")[axis] == SMALL["hidden_size"] // SMALL["num_attention_heads"]
+    else:
+        with pytest.raises(CheckpointError, match=f"{key} = null, which is no size"):
+            family.read_axes(told, "model")
+
+
+def read_null(family: Family, language: Mapping[str, Any], key: str) -> int | None:
+    """What a config class makes of null, whether or not it would refuse it; None: nothing that is a size."""
+    made = type(find_config_class(family)().get_text_config())
+    config = made(**{name: value for name, value in language.items() if name != key})
+    object.__setattr__(config, key, None)
+    config.__post_init__()
+    found: int | None = getattr(config, key)
+    return found
+
+
 @over(CHECKED)
 def test_older_files_are_read_like_newer_ones(bench: Bench, family: Family):
     """What the first transformers that had a family wrote, and what it writes today, is read alike."""

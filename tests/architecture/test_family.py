@@ -236,7 +236,7 @@ def test_an_axis_is_the_first_key_that_is_there():
         ({"hidden_size": "12"}, "m/config.json says hidden_size = '12', which is no size."),
         ({"hidden_size": 0}, "m/config.json says hidden_size = 0, which is no size."),
         ({"hidden_size": 12.0}, "m/config.json says hidden_size = 12.0, which is no size."),
-        ({"hidden_size": True}, "m/config.json says hidden_size = True, which is no size."),
+        ({"hidden_size": True}, "m/config.json says hidden_size = true, which is no size."),
         ({"hidden_size": 2**41}, f"m/config.json says hidden_size = {2**41}, which is no size."),
         (
             {"hidden_size": None},
@@ -248,9 +248,9 @@ def test_an_axis_is_the_first_key_that_is_there():
         (
             {"hidden_size": 13},
             (
-                "m/config.json does not say how large 'head_dim' is.\n"
-                "  why: it has none of: head_dim | hidden / heads.\n"
-                "  do: complete config.json from the model's page."
+                "m/config.json says hidden_size = 13 and num_attention_heads = 4, and 13 is no multiple of 4.\n"
+                "  why: it says no head_dim, and head_dim is hidden / heads in a llama.\n"
+                "  do: add head_dim to config.json, or take config.json from the model's page again."
             ),
         ),
     ],

@@ -21,7 +21,7 @@ HOSTILE = st.recursive(
     max_leaves=5,
 )
 TERMS = st.sampled_from(["a", "a.b", "a.b.b", "hidden", "4", "0", "-0.5", "1e-6", "'text'", "''"])
-CONDITIONS = st.sampled_from(["a", "a.b", "hidden", "a is false", "a.b is false"])
+CONDITIONS = st.sampled_from(["a", "a.b", "hidden", "a is false", "a.b is false", "a is null", "a.b is null"])
 CHOICES = (
     TERMS
     | st.builds("{} {} {}".format, TERMS, st.sampled_from("/*^+"), TERMS)
@@ -88,6 +88,10 @@ def test_a_condition_only_takes_away(term: str, key: str, config: dict[str, Any]
         ("'parallel' if a | 'sequential'", {}, "sequential"),
         ("'sequential' if a is false | 'parallel'", {"a": False}, "sequential"),
         ("'sequential' if a is false | 'parallel'", {"a": None}, "parallel"),
+        ("a | hidden if a is null | 8", {"a": None}, AXES["hidden"]),
+        ("a | hidden if a is null | 8", {}, 8),
+        ("a.b | hidden if a.b is null | 8", {"a": {"b": None}}, AXES["hidden"]),
+        ("a.b | hidden if a.b is null | 8", {"a": None}, 8),
         ("a | b", {"a": [], "b": [0]}, [0]),
         ("a + heads", {"a": 3}, 7),
         ("1e-5", {}, 1e-5),

@@ -9,6 +9,7 @@ import pytest
 from tests.fake_checkpoints import make_config
 from xmerge.architecture import list_families
 from xmerge.architecture.family import RULES
+from xmerge.architecture.rules import show
 from xmerge.architecture.traits import Rope, Traits
 from xmerge.errors import CheckpointError
 
@@ -87,7 +88,7 @@ def test_what_cannot_be_meant_is_refused(family, key, value, wanted):
     """A wrong type, NaN, a negative or a nested value is told with its key, what belongs there and what to do."""
     with pytest.raises(CheckpointError) as caught:
         tell_all(read(family, **{key: value}))
-    assert str(caught.value) == f"m/config.json says {key} = {value!r}, which is no {wanted}.\n  do: {DO}"
+    assert str(caught.value) == f"m/config.json says {key} = {show(value)}, which is no {wanted}.\n  do: {DO}"
 
 
 @pytest.mark.parametrize(

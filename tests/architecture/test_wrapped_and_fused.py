@@ -26,7 +26,7 @@ from tests.watched_models import (
     Run,
     run_case,
 )
-from xmerge.architecture import Family, ResolvedModel, describe_model, find_family, list_families
+from xmerge.architecture import Family, ResolvedModel, describe_model, find_family, find_unfit, list_families
 from xmerge.architecture.models import describe_checkpoint
 from xmerge.architecture.traits import Traits
 from xmerge.errors import CheckpointError
@@ -332,6 +332,36 @@ def test_a_layout_that_no_file_describes_has_no_family():
     assert family_of(model_type="gpt2", scale_attn_by_inverse_layer_idx=True) is None
     assert family_of(model_type="deepseek_v3") == family_of(model_type="deepseek_v3", rope_interleave=True)
     assert family_of(model_type="deepseek_v3", rope_interleave=False) is None
+
+
+@pytest.mark.parametrize(
+    ("said", "family", "wanted", "told"),
+    [
+        ({"model_type": "deepseek_v3"}, "deepseek_v3", "rope_interleave = true", "rope_interleave = false"),
+        ({"model_type": "gpt2"}, "gpt2", "add_cross_attention = false", "add_cross_attention = true"),
+        (
+            {"model_type": "falcon", "new_decoder_architecture": True},
+            "falcon2",
+            "num_ln_in_parallel_attn = 1",
+            "num_ln_in_parallel_attn = 3",
+        ),
+    ],
+)
+def test_what_keeps_a_model_from_its_family_file_is_told(
+    tmp_path: Path, said: dict[str, Any], family: str, wanted: str, told: str
+):
+    """Of the files for one `model_type` the one that fits furthest says which key of config.json it cannot have."""
+    key, value = told.split(" = ")
+    said = {**said, key: json.loads(value)}
+    write_headers(tmp_path, said, {"model.norm.weight": ("BF16", (8,))})
+    expected = f"the family file of {family} describes only models with {wanted}, and config.json says {told}"
+    assert str(describe(tmp_path).unfit) == str(find_unfit(said)) == expected
+
+
+@pytest.mark.parametrize("said", [{"model_type": "deepseek_v3"}, {"model_type": "falcon"}, {"model_type": "nobody"}])
+def test_nothing_keeps_a_model_from_a_file_that_fits_or_is_not_there(said: dict[str, Any]):
+    """What a file describes, and what has no file at all, is not told to be unfit."""
+    assert find_unfit(said) is None
 
 
 SPELLED = [(family, at) for family in list_families() for at in range(len(family.spellings))]

@@ -175,4 +175,5 @@ def test_numbers_of_layers_that_are_no_list_are_refused(bench, numbers):
     bench.write("A", mlp_only_layers=[0])
     bench.write("B", mlp_only_layers=numbers)
     error = bench.refuse(stack(("A", "[0, 2]"), ("B", "[1, 4]")), code=3)
-    assert error.what == f"B/config.json says mlp_only_layers = {numbers!r}, which is no list of layers."
+    told = "true" if numbers is True else repr(numbers)
+    assert error.what == f"B/config.json says mlp_only_layers = {told}, which is no list of layers."

@@ -21,7 +21,16 @@ from xmerge.architecture.layout import (
     place_blocks,
     size_of_node,
 )
-from xmerge.architecture.rules import check_rule, evaluate_rule, find_choice, refuse_said, tell_said
+from xmerge.architecture.rules import (
+    check_rule,
+    evaluate_rule,
+    find_choice,
+    find_null,
+    is_constant,
+    refuse_said,
+    show,
+    tell_said,
+)
 from xmerge.errors import CheckpointError
 from xmerge.values import Value
 
@@ -83,6 +92,26 @@ class TensorTemplate(Value):
         return self.when_not is None or not config.get(self.when_not)
 
 
+class Unfit(Value):
+    """What a config.json says that the family file for its `model_type` does not describe."""
+
+    family: str
+    key: str
+    """The key of config.json."""
+    wanted: Any
+    """What it says in the models that the file describes; nothing and no are the same."""
+    said: Any
+    """What it says here, or means by saying nothing."""
+    met: int
+    """How many things that the file requires before are as it requires them."""
+
+    def __str__(self) -> str:
+        return (
+            f"the family file of {self.family} describes only models with {self.key} = {show(self.wanted)}, and "
+            f"config.json says {self.key} = {show(self.said)}"
+        )
+
+
 class Family(Value):
     """A line of models that name and arrange their tensors alike.
 
@@ -95,8 +124,8 @@ class Family(Value):
     architectures: tuple[str, ...]
     requires: dict[str, Any] = {}
     """What rules must give for the file to fit, where a model type has several layouts; no and nothing are the same."""
-    defaults: dict[str, bool] = {}
-    """What the keys behind `if` and `unless` mean where config.json leaves them out, if not no."""
+    defaults: dict[str, bool | int] = {}
+    """What keys of which tensors depend mean where config.json leaves them out, if not no."""
     config: str | None = None
     """The key of config.json below which the language model is described; None: it is described at the top."""
     spellings: tuple[dict[str, str], ...] = ({},)
@@ -211,10 +240,17 @@ class Family(Value):
 
     def fits(self, config: Mapping[str, Any]) -> bool:
         """Whether config.json says what the file requires."""
+        return self.find_unfit(config) is None
+
+    def find_unfit(self, config: Mapping[str, Any]) -> Unfit | None:
+        """The first thing that config.json says otherwise than the file requires."""
         language = self.language_config(config)
-        return all(
-            (evaluate_rule(rule, language, {}) or False) == (said or False) for rule, said in self.requires.items()
-        )
+        for met, (rule, wanted) in enumerate(self.requires.items()):
+            said = evaluate_rule(rule, language, {})
+            if (said or False) != (wanted or False):
+                key = rule.partition("|")[0].strip()
+                return Unfit(family=self.family, key=key, wanted=wanted, said=said, met=met)
+        return None
 
     def language_config(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
         """The part of config.json that describes the language model."""
@@ -235,9 +271,41 @@ class Family(Value):
             CheckpointError: config.json lacks a key, or says something that is no size.
         """
         axes: dict[str, int] = {}
-        for axis, rule in self.axes.items():
-            axes[axis] = _read_axis(axis, rule, config, axes, label)
+        for axis in self.axes:
+            axes[axis] = self._read_axis(axis, config, axes, label)
         return axes
+
+    def _read_axis(self, axis: str, config: Mapping[str, Any], axes: Mapping[str, int], label: str) -> int:
+        rule = self.axes[axis]
+        choice, value = find_choice(rule, config, axes)
+        if value is None:
+            raise self._refuse_unsaid(axis, config, axes, label)
+        null = find_null(rule, config)
+        # A number stands for a key that is left out; the classes of transformers do not take it for null either.
+        if null is not None and is_constant(choice):
+            raise refuse_said(label, f"{null} = null", "no size")
+        if type(value) is not int or not 0 < value < 2**40:
+            raise refuse_said(label, tell_said(choice, config, value), "no size")
+        return value
+
+    def _refuse_unsaid(
+        self, axis: str, config: Mapping[str, Any], axes: Mapping[str, int], label: str
+    ) -> CheckpointError:
+        """The error for a size that config.json does not say and that does not follow from what it says."""
+        key, _, derived = self.axes[axis].rpartition(" | ")
+        whole, _, part = derived.partition(" / ")
+        if not part:
+            return CheckpointError(
+                f"{label}/config.json does not say how large '{axis}' is.",
+                why=f"it has none of: {self.axes[axis]}.",
+                remedy="complete config.json from the model's page.",
+            )
+        told = (tell_said(find_choice(self.axes[each], config, axes)[0], config, axes[each]) for each in (whole, part))
+        return CheckpointError(
+            f"{label}/config.json says {' and '.join(told)}, and {axes[whole]} is no multiple of {axes[part]}.",
+            why=f"{f'it says no {key}, and ' if key else ''}{axis} is {whole} / {part} in a {self.family}.",
+            remedy=f"{f'add {key} to config.json, or ' if key else ''}take config.json from the model's page again.",
+        )
 
     def count_further_layers(self, config: Mapping[str, Any], axes: Mapping[str, int]) -> int:
         """How many layers behind the last only predict further tokens."""
@@ -289,19 +357,6 @@ def _respell(name: str, spelling: Mapping[str, str]) -> str:
     return name
 
 
-def _read_axis(axis: str, rule: str, config: Mapping[str, Any], axes: Mapping[str, int], label: str) -> int:
-    choice, value = find_choice(rule, config, axes)
-    if value is None:
-        raise CheckpointError(
-            f"{label}/config.json does not say how large '{axis}' is.",
-            why=f"it has none of: {rule}.",
-            remedy="complete config.json from the model's page.",
-        )
-    if type(value) is not int or not 0 < value < 2**40:
-        raise refuse_said(label, tell_said(choice, config, value), "no size")
-    return value
-
-
 @cache
 def _load_families() -> Mapping[str, Family]:
     found = {}
@@ -330,3 +385,10 @@ def find_family(config: Mapping[str, Any], override: str | None = None) -> Famil
         if any(name in family.architectures for name in architectures):
             return family
     return None
+
+
+def find_unfit(config: Mapping[str, Any]) -> Unfit | None:
+    """What keeps a model from a family file for its `model_type`, of several files the nearest; None: there is none."""
+    named = [family for family in list_families() if config.get("model_type") in family.model_types]
+    found = [family.find_unfit(config) for family in named]
+    return max((each for each in found if each), key=lambda unfit: unfit.met, default=None) if all(found) else None

@@ -12,7 +12,7 @@ from functools import cache, cached_property
 from typing import Any
 
 from xmerge import garbage
-from xmerge.architecture.family import Family, TensorTemplate, find_family, list_families
+from xmerge.architecture.family import Family, TensorTemplate, Unfit, find_family, find_unfit, list_families
 from xmerge.architecture.layout import Loop
 from xmerge.architecture.quantization import PackedWeight, find_packed, find_replaced, tell_method
 from xmerge.architecture.rules import refuse_said, show
@@ -127,6 +127,11 @@ class ResolvedModel:
         """The part of config.json that describes the language model."""
         config = self.checkpoint.config
         return self.family.language_config(config) if self.family else config
+
+    @property
+    def unfit(self) -> Unfit | None:
+        """What of its config.json keeps it from a family file for its `model_type`; None: nothing, or there is none."""
+        return None if self.family else find_unfit(self.checkpoint.config)
 
     @cached_property
     def traits(self) -> Traits | None:

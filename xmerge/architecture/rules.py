@@ -2,12 +2,14 @@
 
 `num_key_value_heads | heads` means: the first of these that is there. A choice is a key of config.json (with dots into
 what it nests), an axis, a number, a text in quotes, or two of them joined by `/`, `*`, `^` or `+`; an empty list is not
-there. `sliding_window if use_sliding_window` is there only where config.json says yes to the key behind `if`, and
-`'sequential' if parallel_attn is false` only where it says no.
+there. `sliding_window if use_sliding_window` is there only where config.json says yes to the key behind `if`,
+`'sequential' if parallel_attn is false` only where it says no, and `heads if num_key_value_heads is null` only where it
+says null, which may mean something else than saying nothing.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import reprlib
@@ -19,10 +21,10 @@ from xmerge.errors import CheckpointError
 _NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][-+]?\d+)?")
 _OPERATION = re.compile(r"(\S+)\s*([/*^]|(?<=\s)\+)\s*(\S+)")
 _TERM = re.compile(rf"{_NUMBER.pattern}|'[^']*'|\w+(\.\w+)*")
-_KEY = re.compile(r"(?<![\w'])[A-Za-z_]\w*(?:\.\w+)*")
+_NAME = re.compile(r"(?<![\w'])[A-Za-z_]\w*(?:\.\w+)*")
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
-_CONDITION = re.compile(r"(\w+(?:\.\w+)*)( is false)?")
+_CONDITION = re.compile(r"(\w+(?:\.\w+)*)(?: is (false|null))?")
 
 
 def check_rule(rule: str) -> None:
@@ -53,6 +55,29 @@ def evaluate_rule(rule: str, config: Mapping[str, Any], axes: Mapping[str, int])
     return find_choice(rule, config, axes)[1]
 
 
+def is_told(key: str, config: Mapping[str, Any]) -> bool:
+    """Whether config.json has a key, were it only to say null."""
+    above, _, last = key.rpartition(".")
+    inner = _evaluate_term(above, config, {}) if above else config
+    return isinstance(inner, Mapping) and last in inner
+
+
+def find_null(rule: str, config: Mapping[str, Any]) -> str | None:
+    """The first key of a rule to which config.json says null."""
+    keys = (key for choice in rule.split("|") for key in list_names(choice))
+    return next((key for key in keys if is_told(key, config) and _evaluate_term(key, config, {}) is None), None)
+
+
+def is_constant(choice: str) -> bool:
+    """Whether a choice of a rule says the same of every model."""
+    return not list_names(choice) and _split_condition(choice)[1] is None
+
+
+def list_names(choice: str) -> list[str]:
+    """The keys of config.json and the axes that a choice of a rule is made of."""
+    return _NAME.findall(_split_condition(choice)[0])
+
+
 def tell_said(choice: str, config: Mapping[str, Any], value: Any) -> str:
     """`rope_theta = 'x'`: the keys of config.json that a choice of a rule reads, and what they say.
 
@@ -61,14 +86,14 @@ def tell_said(choice: str, config: Mapping[str, Any], value: Any) -> str:
         config: What it was found in.
         value: What it came to, which is told where no key stands behind it.
     """
-    keys = {key: _evaluate_term(key, config, {}) for key in _KEY.findall(_split_condition(choice)[0])}
+    keys = {key: _evaluate_term(key, config, {}) for key in list_names(choice)}
     told = [f"{key} = {show(said)}" for key, said in keys.items() if said is not None]
     return " and ".join(told) or f"{choice} = {show(value)}"
 
 
 def show(value: Any) -> str:
     """A value of config.json as it stands there, cut short where it is long or deep."""
-    return _SHORT.repr(value)
+    return json.dumps(value) if value is None or isinstance(value, bool) else _SHORT.repr(value)
 
 
 def refuse_said(label: str, said: str, fault: str) -> CheckpointError:
@@ -109,8 +134,12 @@ def _split_condition(choice: str) -> tuple[str, str | None]:
 
 
 def _holds(condition: str, config: Mapping[str, Any], axes: Mapping[str, int]) -> bool:
-    said = _evaluate_term(condition.removesuffix(" is false"), config, axes)
-    return said is False if condition.endswith(" is false") else bool(said)
+    told = _CONDITION.fullmatch(condition)
+    assert told is not None
+    said = _evaluate_term(told[1], config, axes)
+    if told[2] == "null":
+        return said is None and is_told(told[1], config)
+    return said is False if told[2] else bool(said)
 
 
 def _calculate(left: float, operator: str, right: float) -> float | None:
