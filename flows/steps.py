@@ -61,6 +61,7 @@ class MergeSteps:
         slots = count_slots(device, workers)
         downloads = self.download_models(planned)
         folders: list[str] = [download.result() for download in downloads]
+        self.check_sources(folders)
         merged = self.merge_layers(downloads, folders, device, slots)
         checked = self.validate(merged, trial)
         return self.describe(checked.result(), self.publish([checked]))
@@ -90,6 +91,12 @@ class MergeSteps:
             )
             for index, model in enumerate(self.plan.models)
         ]
+
+    def check_sources(self, folders: list[str]) -> None:
+        """Refuse now what would be refused half-way."""
+        from xmerge.engine import check_gains
+
+        check_gains(self.plan, [Path(folder) for folder in folders])
 
     def merge_layers(self, downloads: Futures, folders: list[str], device: str, slots: int) -> Futures:
         """Merge every layer, `slots` units at a time; a unit that is done and intact is not repeated."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from xmerge.architecture import resolve
 from xmerge.config import MergeConfig
-from xmerge.engine import LayerResult, merge_layer
+from xmerge.engine import LayerResult, check_gains, merge_layer
 from xmerge.engine.devices import choose_device
 from xmerge.errors import Interrupted
 from xmerge.interrupt import clear_stop, request_stop
@@ -77,6 +77,7 @@ def merge(
             )
         tell.stage("download_model")
         folders = [fetch_model(plan, index) for index in range(len(plan.models))]
+        check_gains(plan, folders)
         tell.stage("merge_layer")
         results = merge_layers(plan, folders, work.store, device, workers, tell)
         tell.stage("validate_merge")

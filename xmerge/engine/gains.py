@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import torch
 
 from xmerge.checkpoints.headers import DTYPE_BYTES
 from xmerge.engine.reading import TORCH_DTYPES, OpenSources
 from xmerge.errors import CheckpointError
 from xmerge.planning.memory import FOLDED_ELEMENTS
-from xmerge.planning.plan import Gain, Segment
+from xmerge.planning.plan import Gain, MergePlan, Segment
 
 SMALLEST_GAIN = 1e-4
 """Of a norm's largest gain; a column read through a smaller one is not divided by it."""
@@ -44,6 +47,24 @@ class FoldedGain:
         if self._stride > 1:
             factors = factors.repeat_interleave(self._stride).narrow(0, start - first * self._stride, out.numel())
         out.mul_(factors)
+
+
+def check_gains(plan: MergePlan, folders: Sequence[Path]) -> None:
+    """Read every norm that is going to be folded, so that one which cannot be is known before any layer is made.
+
+    Args:
+        plan: The plan.
+        folders: For each of its models, where the shards lie.
+
+    Raises:
+        CheckpointError: A gain is no number, or one of the base's is too small to divide by.
+    """
+    for layer in plan.layers:
+        folded = [(source.gain, source.model) for tensor in layer.tensors for source in tensor.sources if source.gain]
+        if folded:
+            with OpenSources(plan, layer, folders) as files:
+                for gain, model in dict.fromkeys(folded):
+                    read_factors(gain, model, files)
 
 
 def read_factors(gain: Gain, model: int, files: OpenSources) -> torch.Tensor:
