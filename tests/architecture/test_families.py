@@ -148,15 +148,35 @@ def test_a_family_knows_all_that_its_classes_write(bench: Bench, tmp_path: Path,
             assert described.tied is tiny.model.config.tie_word_embeddings, case.kind
 
 
-@over([family for family in CHECKED if family.config is not None])
-def test_a_wrapped_model_is_known_in_both_forms(bench: Bench, tmp_path: Path, family: Family):
-    """The names that transformers holds in memory are understood as those that it writes by default."""
+@over([family for family in CHECKED if family.config is not None or family.fused])
+def test_a_model_is_known_as_transformers_holds_it(bench: Bench, tmp_path: Path, family: Family):
+    """Every role has the same numbers under the names that transformers holds in memory as under those it writes."""
     case = bench.open(family, {})
     case.tiny.model.save_pretrained(tmp_path, save_original_format=False)
-    held = describe(tmp_path)
-    written = {(spec.role, spec.layer): spec.shape for spec in case.described.tensors if spec.role}
-    assert {(spec.role, spec.layer): spec.shape for spec in held.tensors if spec.role} == written
-    assert ({spec.name for spec in held.tensors} != set(case.weights)) is (len(family.spellings) > 1)
+    held, weights = describe(tmp_path), read_weights(tmp_path)
+    changed = len(family.spellings) > 1 or bool(family.fused)
+    assert ({spec.name for spec in held.tensors} != set(case.weights)) is changed
+    assert sorted(map(str, held.by_role)) == sorted(map(str, case.described.by_role))
+    for layer, role in held.by_role:
+        ours, theirs = read_role(held, weights, layer, role), read_role(case.described, case.weights, layer, role)
+        assert torch.equal(ours, theirs), (layer, role)
+    read, told = type(case.tiny.model).from_pretrained(tmp_path, output_loading_info=True)
+    assert not told["missing_keys"]
+    assert not told["unexpected_keys"]
+    for ours, theirs in zip(read.parameters(), case.tiny.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def read_role(model: ResolvedModel, weights: Mapping[str, Tensor], layer: int | None, role: str) -> Tensor:
+    """All numbers of a role, expert by expert, in the order of its axes."""
+    return torch.cat(
+        [
+            weights[spec.name]
+            .as_strided([count for _, count, _ in part.loops], [step for *_, step in part.loops], part.offset)
+            .flatten()
+            for spec, part in model.by_role[layer, role]
+        ]
+    )
 
 
 @over(CHECKED)

@@ -184,6 +184,8 @@ class Family(Value):
     before: tuple[TensorTemplate, ...]
     layer: tuple[TensorTemplate, ...]
     after: tuple[TensorTemplate, ...]
+    fused: tuple[TensorTemplate, ...] = ()
+    """Lines of layers that some checkpoints have in place of those above with the same roles."""
 
     @model_validator(mode="before")
     @classmethod
@@ -200,7 +202,7 @@ class Family(Value):
         rules = (*self.requires, *self.axes.values(), *(getattr(self, name) for name in RULES))
         for rule in (*rules, self.further_layers, self.sliding_rope_theta or "1"):
             check_rule(rule)
-        for template in self.templates:
+        for template in (*self.templates, *self.fused):
             if any(len(loops) > len(set(loops)) for loops in name_loops(template.nodes)):
                 raise ValueError(f"{self.family}: {template.name} has an axis twice in one block")
             unknown = set(list_axes(template.nodes)) - set(self.axes)
@@ -223,7 +225,20 @@ class Family(Value):
     def spelled_like(self, names: Collection[str]) -> Self:
         """The family with the names that a checkpoint uses; the first spelling where none fits better."""
         spelled = map(self.spell, self.spellings)
-        return max(spelled, key=lambda each: sum(line.name in names for line in (*each.before, *each.after)))
+        found = max(spelled, key=lambda each: sum(line.name in names for line in (*each.before, *each.after)))
+        return found.fuse() if found.is_fused(names) else found
+
+    def is_fused(self, names: Collection[str]) -> bool:
+        """Whether a checkpoint has a tensor that only the fused lines name."""
+        plain = {line.name for line in self.layer}
+        ends = [line.name.split("{layer}") for line in self.fused if line.name not in plain]
+        return any(name.endswith(tail) and name.startswith(head) for head, tail in ends for name in names)
+
+    def fuse(self) -> Self:
+        """The family with its fused lines, each where the first line of one of its roles was."""
+        fused = {role: line for line in self.fused for role in line.roles}
+        lines = [next((fused[role] for role in line.roles if role in fused), line) for line in self.layer]
+        return self.model_copy(update={"layer": tuple(dict.fromkeys(lines))})
 
     def spell(self, spelling: Mapping[str, str]) -> Self:
         """The family with other beginnings of names."""
@@ -322,7 +337,7 @@ class Family(Value):
         return self.tied_by_default and not any(line.role == "output" and line.name in names for line in self.after)
 
 
-_SECTIONS = ("before", "layer", "after")
+_SECTIONS = ("before", "layer", "after", "fused")
 RULES = (
     "norm_eps", "activation", "block", "layer_period", "rope_theta", "rotary_factor", "nope", "window", "first_window",
     "softmax_scale", "residual_scale", "embedding_scale", "logit_scale", "head_norm", "attention_softcap",
