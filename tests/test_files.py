@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.faults import fail_with
+from xmerge import disk
 from xmerge.errors import Interrupted
 from xmerge.files import copy_file, free_bytes, link_or_copy, replace_text, storage_error, write_text
 from xmerge.interrupt import clear_stop, request_stop
@@ -31,7 +32,7 @@ def test_a_link_and_a_copy_hold_the_same_bytes(tmp_path, content):
 @pytest.mark.parametrize("number", [errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK])
 def test_where_there_are_no_links_the_bytes_are_copied(tmp_path, monkeypatch, number):
     """A file system without links costs a copy, and is told apart."""
-    monkeypatch.setattr(os, "link", fail_with(number))
+    monkeypatch.setattr(disk, "link", fail_with(number))
     (tmp_path / "source").write_bytes(b"weights" * 1000)
     assert link_or_copy(tmp_path / "source", tmp_path / "target") == "copied"
     assert (tmp_path / "target").read_bytes() == b"weights" * 1000
@@ -59,7 +60,7 @@ def test_a_text_that_cannot_be_replaced_stays_and_leaves_nothing_beside_it(tmp_p
     """When the disk fails, the old text is whole and no unfinished file remains."""
     path = tmp_path / "entry.json"
     replace_text(path, "old")
-    monkeypatch.setattr(os, "fsync", fail_with(errno.EIO))
+    monkeypatch.setattr(disk, "fsync", fail_with(errno.EIO))
     with pytest.raises(OSError, match="Input/output"):
         replace_text(path, "new")
     assert [each.name for each in tmp_path.iterdir()] == ["entry.json"]
@@ -74,7 +75,7 @@ def test_half_a_surrogate_pair_is_written_as_its_escape(tmp_path):
 
 def test_a_full_disk_is_told_with_needed_and_free_bytes(tmp_path, monkeypatch):
     """The error says how much is needed, how much there is, and that finished layers are kept."""
-    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_blocks=1, f_bavail=3, f_frsize=1000))
+    monkeypatch.setattr(disk, "statvfs", lambda _: SimpleNamespace(f_blocks=1, f_bavail=3, f_frsize=1000))
     told = str(storage_error(OSError(errno.ENOSPC, "No space left on device"), tmp_path, needed=12_345))
     assert told == (
         f"there is no space left in {tmp_path}.\n"
@@ -96,5 +97,5 @@ def test_any_other_fault_of_the_disk_names_the_file(tmp_path):
 def test_a_file_system_that_does_not_say_is_not_taken_for_full(tmp_path, monkeypatch):
     """No answer, or an answer of no blocks at all, is no answer."""
     assert free_bytes(tmp_path / "nothing") is None
-    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_blocks=0, f_bavail=0, f_frsize=1))
+    monkeypatch.setattr(disk, "statvfs", lambda _: SimpleNamespace(f_blocks=0, f_bavail=0, f_frsize=1))
     assert free_bytes(tmp_path) is None

@@ -13,7 +13,7 @@ import pytest
 
 from tests.faults import fail_with
 from tests.small_merges import RECIPE, digest_files, list_tree, load_weights, run, write_models
-from xmerge import output
+from xmerge import disk, output
 from xmerge.errors import OutputExistsError, SourceChangedError, StorageError
 from xmerge.progress import Silence
 
@@ -101,8 +101,8 @@ def test_what_appeared_meanwhile_is_not_replaced(tmp_path, models, monkeypatch):
 def test_an_output_that_cannot_be_put_in_its_place_is_a_storage_error(tmp_path, models, monkeypatch):
     """A rename that the system refuses is exit 6, even where an empty folder was waiting, and can be resumed."""
     (tmp_path / "out").mkdir()
-    real = os.rename
-    monkeypatch.setattr(os, "rename", lambda *paths: (fail_with(16) if paths[0].name == "output" else real)(*paths))
+    real = disk.rename
+    monkeypatch.setattr(disk, "rename", lambda *paths: (fail_with(16) if paths[0].name == "output" else real)(*paths))
     with pytest.raises(StorageError, match="cannot be written: Device or resource busy"):
         run(models, tmp_path / "out")
     monkeypatch.undo()
@@ -110,7 +110,7 @@ def test_an_output_that_cannot_be_put_in_its_place_is_a_storage_error(tmp_path, 
     assert run(models, tmp_path / "out").reused == 6
 
 
-@pytest.mark.parametrize("step", ["write_text", "sync_file", "sync_folder", "copy_file", "write_index", "write_card"])
+@pytest.mark.parametrize("step", ["write_text", "sync_file", "sync_folder", "write_bytes", "write_index", "write_card"])
 def test_a_disk_that_fails_while_the_output_is_put_together_leaves_no_half_output(tmp_path, models, monkeypatch, step):
     """Whichever write fails: exit 6 with the bytes needed, nothing under the final name, every layer kept."""
     monkeypatch.setattr(output, step, fail_with(28))
@@ -147,7 +147,7 @@ def test_a_tokenizer_that_changes_during_the_merge_stops_it(tmp_path, change, to
 def test_where_the_store_cannot_be_linked_from_its_shards_are_copied_and_that_is_said(tmp_path, models, monkeypatch):
     """The output has the same bytes, and the report says that it took a copy."""
     linked = run(models, tmp_path / "linked", store=tmp_path / "store")
-    monkeypatch.setattr(os, "link", fail_with(18))
+    monkeypatch.setattr(disk, "link", fail_with(18))
     copied = run(models, tmp_path / "copied", store=tmp_path / "store")
     assert digest_files(tmp_path / "linked") == digest_files(tmp_path / "copied")
     assert linked.report is not None and copied.report is not None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import signal
@@ -18,10 +17,12 @@ import pytest
 
 from tests.faults import fail_with
 from tests.small_merges import list_tree, make_plan, run, write_models
+from xmerge import disk
 from xmerge.engine import merge_layer
 from xmerge.errors import InUseError, OutputExistsError, PlanError, StorageError
+from xmerge.finished import is_finished
 from xmerge.planning import MergePlan
-from xmerge.work import is_finished, open_work_folder, remove_work_folder, write_plan
+from xmerge.work import open_work_folder, remove_work_folder, write_plan
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +124,7 @@ def test_a_killed_run_holds_nothing(tmp_path, plan):
 def test_folder_and_lock_are_never_removed_from_under_the_next_holder(tmp_path, plan, number):
     """When the last holder removes the folder while the next one takes it, the next one has a lock that is there."""
     opened: list[object] = []
-    real = os.open
+    real = disk.open
 
     def open_after_removal(path, flags, mode=0o777):
         if str(path).endswith("/lock") and len(opened) < number:
@@ -132,7 +133,7 @@ def test_folder_and_lock_are_never_removed_from_under_the_next_holder(tmp_path, 
         return real(path, flags, mode)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "open", open_after_removal)
+        patch.setattr(disk, "open", open_after_removal)
         with open_work_folder(tmp_path / "out", plan) as folder:
             assert (folder.path / "lock").exists()
             assert len(opened) == number
@@ -141,7 +142,7 @@ def test_folder_and_lock_are_never_removed_from_under_the_next_holder(tmp_path, 
 def test_a_lock_that_was_removed_while_it_was_taken_is_taken_again(tmp_path, plan, monkeypatch):
     """A lock on a file that has lost its name keeps nobody out, so it is not a lock."""
     taken: list[int] = []
-    real = fcntl.flock
+    real = disk.flock
 
     def lose_the_first(lock, how):
         if not taken:
@@ -149,7 +150,7 @@ def test_a_lock_that_was_removed_while_it_was_taken_is_taken_again(tmp_path, pla
         taken.append(lock)
         real(lock, how)
 
-    monkeypatch.setattr(fcntl, "flock", lose_the_first)
+    monkeypatch.setattr(disk, "flock", lose_the_first)
     with open_work_folder(tmp_path / "out", plan) as folder:
         assert len(taken) == 2
         with pytest.raises(InUseError), open_work_folder(folder.out, plan):
@@ -178,13 +179,13 @@ def test_what_a_killed_run_left_half_made_goes_first(tmp_path, plan):
 def test_an_output_that_appears_while_the_lock_is_taken_is_finished(tmp_path, models, plan, monkeypatch):
     """Whoever waited for the run that made the output has nothing to do."""
     run(models, tmp_path / "other")
-    real = fcntl.flock
+    real = disk.flock
 
     def appear(lock, how):
         (tmp_path / "other").rename(tmp_path / "out")
         real(lock, how)
 
-    monkeypatch.setattr(fcntl, "flock", appear)
+    monkeypatch.setattr(disk, "flock", appear)
     with open_work_folder(tmp_path / "out", plan) as folder:
         assert folder.finished
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
@@ -195,7 +196,7 @@ def test_a_place_that_cannot_be_written_is_a_storage_error(tmp_path, plan, monke
     """No folder, no permission, no such device: exit 6, with the place and the system's word, and no traceback."""
     (tmp_path / "file").write_text("")
     if path == "out":
-        monkeypatch.setattr(Path, "mkdir", fail_with(30))
+        monkeypatch.setattr(disk, "mkdir", fail_with(30))
     with (
         pytest.raises(StorageError, match=r"the work folder .* cannot be made: ") as caught,
         open_work_folder(tmp_path / path, plan),
@@ -219,20 +220,23 @@ def test_a_name_longer_than_any_file_system_takes_is_a_storage_error(tmp_path, p
         pass
 
 
-def test_a_file_system_without_locks_is_a_storage_error(tmp_path, plan, monkeypatch):
-    """Without locks two runs could meet, so there is no run."""
-    monkeypatch.setattr(fcntl, "flock", fail_with(37))
-    with (
-        pytest.raises(StorageError, match="cannot be locked: No locks available"),
-        open_work_folder(tmp_path / "out", plan),
-    ):
-        pass
+def test_a_file_system_without_locks_keeps_the_second_run_out_all_the_same(tmp_path, plan, monkeypatch):
+    """Where the kernel has no locks the runs' own signatures do: one run at a time, and no trace of it afterwards."""
+    monkeypatch.setattr(disk, "flock", fail_with(37))
+    with open_work_folder(tmp_path / "out", plan) as folder:
+        with (
+            pytest.raises(InUseError, match=f"is being merged by process {os.getpid()} on "),
+            open_work_folder(folder.out, plan),
+        ):
+            pass
+        assert folder.store.path.is_dir()
+    assert list_tree(tmp_path) == []
 
 
 def test_a_disk_with_too_little_space_is_known_before_the_first_layer(tmp_path, plan, monkeypatch):
     """The error says how many bytes are needed and how many are free, and nothing is left behind."""
     needed = sum(len(layer.header) + layer.bytes_written for layer in plan.layers)
-    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_blocks=1, f_bavail=needed - 1, f_frsize=1))
+    monkeypatch.setattr(disk, "statvfs", lambda _: SimpleNamespace(f_blocks=1, f_bavail=needed - 1, f_frsize=1))
     with pytest.raises(StorageError) as caught, open_work_folder(tmp_path / "out", plan):
         pass
     assert f"{needed:,} bytes are needed and {needed - 1:,} are free" in str(caught.value)
@@ -242,13 +246,13 @@ def test_a_disk_with_too_little_space_is_known_before_the_first_layer(tmp_path, 
 def test_layers_that_are_there_need_no_space(tmp_path, models, plan, monkeypatch):
     """A run that is resumed needs room for what is missing only."""
     needed = sum(len(layer.header) + layer.bytes_written for layer in plan.layers[1:])
-    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_blocks=1, f_bavail=needed, f_frsize=1))
+    monkeypatch.setattr(disk, "statvfs", lambda _: SimpleNamespace(f_blocks=1, f_bavail=needed, f_frsize=1))
     with pytest.raises(StorageError), open_work_folder(tmp_path / "out", plan):
         pass
     monkeypatch.undo()
     with open_work_folder(tmp_path / "out", plan, tmp_path / "store") as folder:
         merge_layer(plan, 0, [models / "llama", models / "qwen3"], folder.store, "cpu")
-    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_blocks=1, f_bavail=needed, f_frsize=1))
+    monkeypatch.setattr(disk, "statvfs", lambda _: SimpleNamespace(f_blocks=1, f_bavail=needed, f_frsize=1))
     with open_work_folder(tmp_path / "out", plan, tmp_path / "store"):
         pass
 
@@ -373,6 +377,6 @@ class TestIsFinished:
     def test_a_finished_output_needs_no_write(self, tmp_path, models, plan, monkeypatch):
         """For an output that is there, beside a folder that cannot be written, nothing is to do."""
         run(models, tmp_path / "out")
-        monkeypatch.setattr(Path, "mkdir", fail_with(30))
+        monkeypatch.setattr(disk, "mkdir", fail_with(30))
         with open_work_folder(tmp_path / "out", plan) as folder:
             assert folder.finished

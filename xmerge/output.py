@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from xmerge import hub
+from xmerge import disk, hub
 from xmerge.card import write_card
 from xmerge.checkpoints.checkpoint import INDEX_NAME
 from xmerge.config import MergeConfig
-from xmerge.engine.results import LayerResult
-from xmerge.errors import OutputExistsError, SourceChangedError
-from xmerge.files import copy_file, storage_error, sync_file, sync_folder, write_text
+from xmerge.engine.reading import list_files, tell_change
+from xmerge.engine.results import LayerResult, SourceStamp
+from xmerge.errors import CheckpointError, OutputExistsError, SourceChangedError
+from xmerge.files import (
+    digest_files,
+    read_bytes,
+    remove_tree,
+    storage_error,
+    sync_file,
+    sync_folder,
+    write_bytes,
+    write_text,
+)
+from xmerge.finished import draw_texts
 from xmerge.interrupt import check_stop
 from xmerge.planning.plan import MergePlan
 from xmerge.provenance import CONFIG_COPY_NAME, build_provenance, write_provenance
 from xmerge.sources import Location, metadata_folder
 from xmerge.values import Value
 from xmerge.work import WorkFolder, remove_work_folder
-
-CHAT_TEMPLATE_NAME = "chat_template.jinja"
 
 
 class Publication(Value):
@@ -47,20 +53,22 @@ def assemble(plan: MergePlan, config: MergeConfig, results: Sequence[LayerResult
 
     Raises:
         StorageError: A file cannot be written, or another run has replaced a layer in the store.
-        SourceChangedError: A file that goes along from the target is gone or changed.
+        CheckpointError: A file that goes along from the target cannot be read.
+        SourceChangedError: Such a file is gone or changed, or a shard was another one for one layer than for the next.
     """
     staged = work.staged
+    _refuse_mixture(plan, results)
     try:
-        shutil.rmtree(staged, ignore_errors=True)
-        staged.mkdir()
+        remove_tree(staged)
+        disk.mkdir(staged)
         for index, result in enumerate(results):
             check_stop()
             work.store.give(result, staged / plan.shard_name(index))
-        _write_texts(staged, plan, config, results)
         _copy_side_files(staged, plan)
+        _write_texts(staged, plan, config, results)
         write_index(staged, plan)
-        for path in sorted(staged.iterdir()):
-            sync_file(path)
+        for name in sorted(disk.listdir(staged)):
+            sync_file(staged / name)
         sync_folder(staged)
     except OSError as error:
         raise storage_error(error, work.path, needed=plan.bytes_written) from error
@@ -69,11 +77,7 @@ def assemble(plan: MergePlan, config: MergeConfig, results: Sequence[LayerResult
 
 def write_index(folder: Path, plan: MergePlan) -> None:
     """The index, last of all: without it no reader takes the folder for a model."""
-    weight_map = {
-        tensor.name: plan.shard_name(index) for index, layer in enumerate(plan.layers) for tensor in layer.tensors
-    }
-    index = {"metadata": {"total_size": plan.bytes_written}, "weight_map": dict(sorted(weight_map.items()))}
-    write_text(folder / INDEX_NAME, json.dumps(index, indent=2) + "\n")
+    write_text(folder / INDEX_NAME, draw_texts(plan)[INDEX_NAME])
 
 
 def publish(staged: Path, config: MergeConfig, plan: MergePlan, work: WorkFolder) -> Publication:
@@ -85,7 +89,7 @@ def publish(staged: Path, config: MergeConfig, plan: MergePlan, work: WorkFolder
         HubError: The upload failed; the output is in its place all the same.
     """
     try:
-        os.rename(staged, work.out)
+        disk.rename(staged, work.out)
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise OutputExistsError(
@@ -116,7 +120,9 @@ def upload(folder: Path, config: MergeConfig, plan: MergePlan) -> Publication:
 
 
 def _write_texts(staged: Path, plan: MergePlan, config: MergeConfig, results: Sequence[LayerResult]) -> None:
-    write_text(staged / "config.json", plan.config_text)
+    for name, drawn in draw_texts(plan).items():
+        if name != INDEX_NAME:
+            write_text(staged / name, drawn)
     text = config.source.text or json.dumps(config.model_dump(mode="json"), indent=2) + "\n"
     write_text(staged / CONFIG_COPY_NAME, text)
     write_provenance(staged, build_provenance(plan, config, results))
@@ -129,17 +135,25 @@ def _copy_side_files(staged: Path, plan: MergePlan) -> None:
         reference=target.reference, label=target.label, folder=target.folder, repo=target.repo, commit=target.commit
     )
     folder = metadata_folder(location)
-    digest = hashlib.sha256()
     for name in plan.side_files:
         try:
-            copy_file(folder / name, staged / name)
+            data = read_bytes(folder / name)
         except FileNotFoundError as error:
             raise _changed(f"{target.label}/{name} is gone") from error
-        digest.update(hashlib.sha256((staged / name).read_bytes()).digest())
-    if digest.hexdigest() != plan.side_files_digest:
+        except OSError as error:
+            raise CheckpointError(f"{target.label}/{name} cannot be read: {error.strerror}.") from error
+        write_bytes(staged / name, data)
+    if digest_files(staged, plan.side_files) != plan.side_files_digest:
         raise _changed(f"of {target.label}, {', '.join(plan.side_files)} are not what they were")
-    if plan.chat_template is not None:
-        write_text(staged / CHAT_TEMPLATE_NAME, plan.chat_template)
+
+
+def _refuse_mixture(plan: MergePlan, results: Sequence[LayerResult]) -> None:
+    """Refuse layers that were read from different files of one name, one replaced by the other in between."""
+    seen: dict[tuple[int, str], SourceStamp] = {}
+    for layer, result in zip(plan.layers, results, strict=True):
+        for (model, file), stamp in zip(list_files(layer), result.stamps, strict=True):
+            if seen.setdefault((model, file), stamp) != stamp:
+                raise tell_change(f"{plan.models[model].label}/{file}", "while it was read")
 
 
 def _changed(what: str) -> SourceChangedError:

@@ -7,24 +7,31 @@ share a store: names of unfinished files differ between them, and what an entry'
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
-import hashlib
 import os
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from xmerge import disk
 from xmerge.errors import StorageError
-from xmerge.files import link_or_copy, replace_text, storage_error, sync_folder
-from xmerge.interrupt import check_stop
+from xmerge.files import (
+    hash_file,
+    link_or_copy,
+    make_folders,
+    open_file,
+    read_text,
+    remove_file,
+    replace_text,
+    storage_error,
+    sync_folder,
+)
+from xmerge.lock import NO_LOCKS
+from xmerge.reservation import release_space
 
 if TYPE_CHECKING:
     from xmerge.engine.results import LayerResult
     from xmerge.planning.plan import LayerPlan, MergePlan
-
-HASH_BYTES = 4 * 2**20
 
 
 class Store:
@@ -51,19 +58,23 @@ class Store:
             return None
         if result.stamps != stamp_files(plan, layer, folders):
             return None
-        if hash_file(self.shard_path(layer.fingerprint)) != (result.bytes, result.sha256):
+        try:
+            if hash_file(self.shard_path(layer.fingerprint)) != (result.bytes, result.sha256):
+                return None
+        except OSError:
             return None
         return result.model_copy(update={"reused": True, "label": layer.label})
 
     def reserve(self, layer: LayerPlan) -> Path:
-        """A name for an unfinished shard that no other run has.
+        """A name for an unfinished shard that no other run has, and the space that was held for it.
 
         Raises:
             StorageError: The store cannot be written.
         """
         folder = self.shard_path(layer.fingerprint).parent
         try:
-            folder.mkdir(exist_ok=True)
+            make_folders(folder)
+            release_space(self.path, len(layer.header) + layer.bytes_written)
         except OSError as error:
             raise storage_error(error, self.path) from error
         return folder / f"{layer.fingerprint}.{uuid.uuid4().hex[:8]}.tmp"
@@ -79,8 +90,8 @@ class Store:
         try:
             recorded = self._read_result(result.fingerprint)
             if recorded is None or recorded.sha256 != result.sha256:
-                said.unlink(missing_ok=True)  # At no moment may it speak of another shard than the one beside it.
-            unfinished.rename(path)
+                remove_file(said)  # At no moment may it speak of another shard than the one beside it.
+            disk.rename(unfinished, path)
             replace_text(said, result.model_dump_json() + "\n")
             sync_folder(path.parent)
         except OSError as error:
@@ -117,8 +128,8 @@ class Store:
         from xmerge.engine.results import LayerResult
 
         try:
-            text = self.shard_path(fingerprint).with_suffix(".json").read_text(encoding="utf-8")
-            result = LayerResult.model_validate_json(text)
+            said = self.shard_path(fingerprint).with_suffix(".json")
+            result = LayerResult.model_validate_json(read_text(said))
         except (OSError, ValueError):
             return None
         return result if result.fingerprint == fingerprint else None
@@ -127,32 +138,13 @@ class Store:
 def hold(descriptor: int) -> None:
     """Lock an unfinished file, so that no sweep takes it; where there are no locks, none is taken by a sweep either."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        disk.flock(descriptor, disk.LOCK_EX)
     except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+        if error.errno not in NO_LOCKS:
             raise
 
 
-def hash_file(path: Path) -> tuple[int, str] | None:
-    """(bytes, SHA-256) of a file; None if it cannot be read."""
-    digest, size = hashlib.sha256(), 0
-    buffer = bytearray(HASH_BYTES)
-    view = memoryview(buffer)
-    try:
-        with path.open("rb", buffering=0) as file:
-            while count := file.readinto(buffer):
-                check_stop()
-                digest.update(view[:count])
-                size += count
-    except OSError:
-        return None
-    return size, digest.hexdigest()
-
-
 def _remove_unless_held(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.unlink()
-    finally:
-        os.close(descriptor)
+    with open_file(path, os.O_RDWR | os.O_NOFOLLOW) as descriptor:
+        disk.flock(descriptor, disk.LOCK_EX | disk.LOCK_NB)
+        disk.unlink(path)

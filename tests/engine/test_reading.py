@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.engine.bench import FILE, Bench, draw, same_bits
 from tests.faults import fail_with
+from xmerge import disk
 from xmerge.engine.blocks import Buffers, SourceReader
 from xmerge.engine.reading import OpenSources, stamp_files
 from xmerge.errors import CheckpointError, SourceChangedError
@@ -39,8 +40,8 @@ def test_short_reads_are_read_on(tmp_path, monkeypatch):
     """A system that gives a few bytes at a time gives all of them in the end."""
     values = draw(3, 50, torch.float32)
     bench = Bench(tmp_path, [values])
-    plan, out, real = bench.plan(), torch.empty(50), os.preadv
-    monkeypatch.setattr(os, "preadv", lambda file, views, at: real(file, [views[0][:3]], at))
+    plan, out, real = bench.plan(), torch.empty(50), disk.preadv
+    monkeypatch.setattr(disk, "preadv", lambda file, views, at: real(file, [views[0][:3]], at))
     with OpenSources(plan, plan.layers[0], bench.folders) as sources:
         SourceReader(bench.source(0), sources, Buffers(50, CPU)).read(0, out)
     assert same_bits(out, values)
@@ -49,11 +50,12 @@ def test_short_reads_are_read_on(tmp_path, monkeypatch):
 def test_a_file_that_cannot_be_opened_or_read_is_named(tmp_path, monkeypatch):
     """A missing shard and a failing disk are told with the model, the file and the tensor."""
     bench = Bench(tmp_path, [draw(1, 10)])
-    plan = bench.plan()
+    plan, source = bench.plan(), bench.source(0)
     with OpenSources(plan, plan.layers[0], bench.folders) as sources:
-        monkeypatch.setattr(os, "preadv", fail_with(5))
+        monkeypatch.setattr(disk, "preadv", fail_with(5))
         with pytest.raises(CheckpointError, match=r"model0/model\.safetensors cannot be read: Input/output") as caught:
-            SourceReader(bench.source(0), sources, Buffers(10, CPU)).read(0, torch.empty(10))
+            SourceReader(source, sources, Buffers(10, CPU)).read(0, torch.empty(10))
+        monkeypatch.undo()
         assert caught.value.where == "piece9"
     (bench.folders[0] / FILE).unlink()
     with pytest.raises(CheckpointError, match=r"model0/model\.safetensors cannot be opened: No such file"):

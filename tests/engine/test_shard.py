@@ -11,6 +11,7 @@ import torch
 
 from tests.engine.bench import FILE, NAME, Bench, draw, read_back, same_bits
 from tests.faults import fail_with
+from xmerge import disk
 from xmerge.engine import shard as module
 from xmerge.engine.reading import OpenSources
 from xmerge.engine.shard import ShardWriter
@@ -58,29 +59,29 @@ def test_the_header_is_the_plans(bench):
 @pytest.mark.parametrize("number", [errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.EIO])
 def test_where_the_kernel_cannot_copy_the_bytes_go_through_memory(bench, monkeypatch, number):
     """File systems that the kernel cannot copy between give the same bytes."""
-    monkeypatch.setattr(os, "copy_file_range", fail_with(number))
+    monkeypatch.setattr(disk, "copy_file_range", fail_with(number))
     monkeypatch.setattr(module, "MEMORY_BYTES", 100)
     check_copied(bench)
 
 
 def test_a_copy_that_says_it_is_at_the_end_is_not_believed(bench, monkeypatch):
     """Some file systems answer 0 for files that have bytes: those are read, and nothing is lost."""
-    monkeypatch.setattr(os, "copy_file_range", lambda *_: 0)
+    monkeypatch.setattr(disk, "copy_file_range", lambda *_: 0)
     check_copied(bench)
 
 
 def test_short_copies_and_short_writes_are_carried_on(bench, monkeypatch):
     """However few bytes the system takes at a time, all of them arrive."""
-    real_copy, real_write = os.copy_file_range, os.pwrite
+    real_copy, real_write = disk.copy_file_range, disk.pwrite
     few = iter(range(1, 10**6))
-    monkeypatch.setattr(os, "copy_file_range", lambda a, b, n, *at: real_copy(a, b, min(n, next(few)), *at))
-    monkeypatch.setattr(os, "pwrite", lambda file, data, at: real_write(file, data[:5], at))
+    monkeypatch.setattr(disk, "copy_file_range", lambda a, b, n, *at: real_copy(a, b, min(n, next(few)), *at))
+    monkeypatch.setattr(disk, "pwrite", lambda file, data, at: real_write(file, data[:5], at))
     check_copied(bench)
 
 
 def test_a_write_that_takes_nothing_is_an_error(bench, monkeypatch):
     """A write of no bytes ends in an error rather than in a loop."""
-    monkeypatch.setattr(os, "pwrite", lambda *_: 0)
+    monkeypatch.setattr(disk, "pwrite", lambda *_: 0)
     with pytest.raises(StorageError, match="cannot be written: nothing was written"):
         copy(bench)
     assert not (bench.folder / "shard").exists()
@@ -89,15 +90,15 @@ def test_a_write_that_takes_nothing_is_an_error(bench, monkeypatch):
 @pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS])
 def test_a_file_system_that_reserves_nothing_is_written_all_the_same(bench, monkeypatch, number):
     """A reservation is a service, not a condition."""
-    monkeypatch.setattr(os, "posix_fallocate", fail_with(number))
+    monkeypatch.setattr(disk, "allocate", fail_with(number))
     check_copied(bench)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
-@pytest.mark.parametrize("call", ["posix_fallocate", "pwrite", "copy_file_range", "fsync"])
+@pytest.mark.parametrize("call", ["allocate", "pwrite", "copy_file_range", "fsync"])
 def test_a_full_disk_is_told_with_its_numbers_and_leaves_nothing(bench, monkeypatch, call, number):
     """Whichever call finds the disk full: exit 6, the shard's size and what is free, and no unfinished file."""
-    monkeypatch.setattr(os, call, fail_with(number))
+    monkeypatch.setattr(disk, call, fail_with(number))
     with pytest.raises(
         StorageError, match=r"there is no space left in .*\n  why: 3,\d\d\d bytes are needed at once and .*(free|large)"
     ):
@@ -113,12 +114,12 @@ def write_and_sync(bench: Bench, plan, sources) -> None:
         shard.sync()
 
 
-@pytest.mark.parametrize("call", ["open", "posix_fallocate", "pwrite", "fsync"])
+@pytest.mark.parametrize("call", ["open", "allocate", "pwrite", "fsync"])
 def test_a_broken_disk_is_told_and_leaves_nothing(bench, monkeypatch, call):
     """Whichever call fails: exit 6 with the system's word, and no unfinished file."""
     plan = bench.plan()
     with OpenSources(plan, plan.layers[0], bench.folders) as sources:
-        monkeypatch.setattr(os, call, fail_with(errno.EIO))
+        monkeypatch.setattr(disk, call, fail_with(errno.EIO))
         with pytest.raises(StorageError, match="cannot be written: Input/output error"):
             write_and_sync(bench, plan, sources)
         monkeypatch.undo()

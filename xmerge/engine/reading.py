@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import Self
 
 import torch
 
+from xmerge import disk
 from xmerge.checkpoints.checkpoint import read_local_shard
 from xmerge.checkpoints.headers import DTYPE_BYTES
 from xmerge.engine.results import SourceStamp
 from xmerge.errors import CheckpointError, SourceChangedError
+from xmerge.files import hash_open, read_into
 from xmerge.planning.plan import LayerPlan, MergePlan, Segment, list_segments
 
 TORCH_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
@@ -54,21 +57,17 @@ class OpenSources:
 
     def read(self, model: int, segment: Segment, at: int, view: memoryview) -> None:
         """Fill `view` from the byte `at` of a segment."""
-        descriptor = self.descriptor(model, segment.file)
-        position, done = segment.offset + at, 0
-        while done < len(view):
-            try:
-                count = os.preadv(descriptor, [view[done:]], position + done)
-            except OSError as error:
-                raise CheckpointError(
-                    f"{self._told(model, segment.file)} cannot be read: {error.strerror}.", where=segment.tensor
-                ) from error
-            if count == 0:
-                raise SourceChangedError(
-                    f"{self._told(model, segment.file)} ends before {segment.tensor} does.",
-                    remedy="leave the inputs alone during a merge, and run it again.",
-                )
-            done += count
+        try:
+            count = read_into(self.descriptor(model, segment.file), view, segment.offset + at)
+        except OSError as error:
+            raise CheckpointError(
+                f"{self._told(model, segment.file)} cannot be read: {error.strerror}.", where=segment.tensor
+            ) from error
+        if count < len(view):
+            raise SourceChangedError(
+                f"{self._told(model, segment.file)} ends before {segment.tensor} does.",
+                remedy="leave the inputs alone during a merge, and run it again.",
+            )
 
     def find_element(self, model: int, segment: Segment, place: int) -> int:
         """An element of a segment as the number it has in its stored tensor."""
@@ -83,28 +82,35 @@ class OpenSources:
             SourceChangedError: Names the file.
         """
         for (model, file), descriptor in self._files.items():
-            if _stamp(descriptor, self._plan.models[model].pin, file) != self._stamps[model, file]:
-                raise _changed(self._told(model, file), "while it was read")
+            try:
+                now = _stamp(descriptor, self._plan.models[model].pin, file)
+            except OSError as error:
+                raise CheckpointError(f"{self._told(model, file)} cannot be read: {error.strerror}.") from error
+            if now != self._stamps[model, file]:
+                raise tell_change(self._told(model, file), "while it was read")
 
     def _open(self, model: int, file: str) -> None:
         planned = self._plan.models[model]
-        path = self._folders[model] / file
+        _, size, header_sha256, modified_ns = next(shard for shard in planned.shards if shard[0] == file)
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = disk.open(self._folders[model] / file, os.O_RDONLY | os.O_CLOEXEC)
+            self._files[model, file] = descriptor
+            stamp = self._stamps[model, file] = _stamp(descriptor, planned.pin, file)
+            same = stamp.size == size and modified_ns in (0, stamp.modified_ns)
+            same = same and _hash_header(descriptor) == header_sha256
         except OSError as error:
             raise CheckpointError(f"{self._told(model, file)} cannot be opened: {error.strerror}.") from error
-        self._files[model, file] = descriptor
-        stamp = self._stamps[model, file] = _stamp(descriptor, planned.pin, file)
-        size, modified_ns = next((size, time) for name, size, _, time in planned.shards if name == file)
-        if stamp.size != size or (modified_ns and stamp.modified_ns != modified_ns):
-            raise _changed(self._told(model, file), "since the plan was made")
+        if not same:
+            raise tell_change(self._told(model, file), "since the plan was made")
 
     def _told(self, model: int, file: str) -> str:
         return f"{self._plan.models[model].label}/{file}"
 
     def _close(self) -> None:
         for descriptor in self._files.values():
-            os.close(descriptor)
+            # Nothing was written to it, so nothing is lost with it.
+            with contextlib.suppress(OSError):
+                disk.close(descriptor)
         self._files = {}
 
 
@@ -125,11 +131,19 @@ def stamp_files(plan: MergePlan, layer: LayerPlan, folders: Sequence[Path]) -> t
 
 
 def _stamp(descriptor: int, pin: str, file: str) -> SourceStamp:
-    stat = os.fstat(descriptor)
+    stat = disk.fstat(descriptor)
     return SourceStamp(pin=pin, file=file, size=stat.st_size, modified_ns=stat.st_mtime_ns, inode=stat.st_ino)
 
 
-def _changed(told: str, when: str) -> SourceChangedError:
+def _hash_header(descriptor: int) -> str:
+    """SHA-256 of a file's header with its length."""
+    start = bytearray(8)
+    read_into(descriptor, memoryview(start), 0)
+    return hash_open(descriptor, 8 + int.from_bytes(start, "little"))[1]
+
+
+def tell_change(told: str, when: str) -> SourceChangedError:
+    """The error for a shard that is not what it was."""
     return SourceChangedError(
         f"{told} changed {when}.", remedy="leave the inputs alone during a merge, and run it again."
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +11,7 @@ import torch
 from xmerge.checkpoints.headers import HeaderEntry
 from xmerge.engine.reading import TORCH_DTYPES
 from xmerge.errors import StorageError
+from xmerge.files import read_into
 from xmerge.interrupt import check_stop
 
 SCAN_BYTES = 2**20
@@ -53,15 +53,12 @@ def read_fully(descriptor: int, view: memoryview, place: int) -> None:
     Raises:
         StorageError: The file cannot be read, or ends too early.
     """
-    done = 0
-    while done < len(view):
-        try:
-            count = os.preadv(descriptor, [view[done:]], place + done)
-        except OSError as error:
-            raise StorageError(f"a shard cannot be read back: {error.strerror}.") from error
-        if count == 0:
-            raise StorageError("a shard is shorter than its header says.")
-        done += count
+    try:
+        count = read_into(descriptor, view, place)
+    except OSError as error:
+        raise StorageError(f"a shard cannot be read back: {error.strerror}.") from error
+    if count < len(view):
+        raise StorageError("a shard is shorter than its header says.")
 
 
 def _note_nonfinite(found: dict[str, tuple[int, int]], name: str, values: torch.Tensor, offset: int) -> None:

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 from pathlib import Path
 from typing import Self
 
+from xmerge import disk
 from xmerge.checkpoints.headers import DTYPE_BITS, build_header
 from xmerge.engine.reading import OpenSources
 from xmerge.engine.scan import scan_shard
-from xmerge.files import DISK_FULL, storage_error
+from xmerge.files import DISK_FULL, allocate, remove_file, storage_error, write_at
 from xmerge.interrupt import check_stop
 from xmerge.planning.plan import LayerPlan, Segment, Source
 from xmerge.store import hold
 
 COPY_BYTES = 64 * 2**20
 MEMORY_BYTES = 4 * 2**20
-_NO_RESERVATION = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 
 class ShardWriter:
@@ -36,9 +35,9 @@ class ShardWriter:
 
     def __enter__(self) -> Self:
         try:
-            self._descriptor = _create(self.path)
-            _reserve(self._descriptor, self.size)
-            self._write_at(memoryview(self._header), 0)
+            self._create()
+            allocate(self._descriptor, self.size)
+            write_at(self._descriptor, memoryview(self._header), 0)
         except OSError as error:
             self._abandon()
             raise storage_error(error, self.path.parent, needed=self.size) from error
@@ -47,9 +46,8 @@ class ShardWriter:
     def __exit__(self, kind: object, *_: object) -> None:
         if kind is not None:
             self._abandon()
-        elif self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        else:
+            self._close()
 
     def write(self, name: str, at: int, data: memoryview) -> None:
         """Write bytes of a tensor, from its byte `at` on.
@@ -60,7 +58,7 @@ class ShardWriter:
         place, size = self._places[name]
         assert 0 <= at <= size - len(data)
         try:
-            self._write_at(data, place + at)
+            write_at(self._descriptor, data, place + at)
         except OSError as error:
             raise storage_error(error, self.path.parent, needed=self.size) from error
         self._missing[name] -= len(data)
@@ -90,7 +88,7 @@ class ShardWriter:
             StorageError: It did not get there.
         """
         try:
-            os.fsync(self._descriptor)
+            disk.fsync(self._descriptor)
         except OSError as error:
             raise storage_error(error, self.path.parent, needed=self.size) from error
 
@@ -113,48 +111,29 @@ class ShardWriter:
     def _copy_in_kernel(self, descriptor: int, offset: int, place: int, count: int) -> int:
         """How many bytes were copied; 0 where the kernel cannot, and a way through memory says whose fault it is."""
         try:
-            return os.copy_file_range(descriptor, self._descriptor, count, offset, place)
+            return disk.copy_file_range(descriptor, self._descriptor, count, offset, place)
         except OSError as error:
             if error.errno in DISK_FULL:
                 raise storage_error(error, self.path.parent, needed=self.size) from error
             return 0
 
-    def _write_at(self, data: memoryview, place: int) -> None:
-        done = 0
-        while done < len(data):
-            count = os.pwrite(self._descriptor, data[done:], place + done)
-            if count == 0:
-                raise OSError(errno.EIO, "nothing was written")
-            done += count
+    def _create(self) -> None:
+        """Open a new file of ours alone; another one if a sweep took it before it was locked."""
+        while True:
+            self._descriptor = disk.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            hold(self._descriptor)
+            if disk.fstat(self._descriptor).st_nlink:
+                return
+            self._close()
 
     def _abandon(self) -> None:
-        if self._descriptor < 0:
-            return
+        if self._descriptor >= 0:
+            with contextlib.suppress(OSError):
+                remove_file(self.path)
+            self._close()
+
+    def _close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        # What is to last has been synced; there is nothing left that closing could lose.
         with contextlib.suppress(OSError):
-            self.path.unlink(missing_ok=True)
-        os.close(self._descriptor)
-        self._descriptor = -1
-
-
-def _create(path: Path) -> int:
-    """A new file of ours alone; made again if a sweep took it before it was locked."""
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        try:
-            hold(descriptor)
-        except OSError:
-            os.close(descriptor)
-            raise
-        if os.fstat(descriptor).st_nlink:
-            return descriptor
-        os.close(descriptor)
-
-
-def _reserve(descriptor: int, size: int) -> None:
-    """Take the space now, so that a full disk is known now; where that cannot be, only the size is set."""
-    try:
-        os.posix_fallocate(descriptor, 0, size)
-    except OSError as error:
-        if error.errno not in _NO_RESERVATION:
-            raise
-        os.ftruncate(descriptor, size)
+            disk.close(descriptor)
