@@ -214,18 +214,19 @@ def test_a_config_of_an_unknown_type_says_too_little(tmp_path):
 
 
 def test_pickled_weights_do_not_hide_a_config(tmp_path):
-    """A folder whose weights cannot be read is compared by its config.json."""
+    """A folder whose weights are not opened is compared by its config.json, and known for what it holds."""
     folder = write_config(tmp_path / "model", LLAMA)
     (folder / "pytorch_model.bin").write_bytes(b"pickle")
     (model,) = describe_models_named([str(folder)])
-    assert tell_origin(model) == "config.json"
+    assert tell_origin(model) == "pickle"
 
 
 def test_an_index_without_its_shards_is_a_config_alone(tmp_path):
     """Half a download is compared by what is here."""
     folder = write_config(tmp_path / "model", LLAMA)
     (folder / "model.safetensors.index.json").write_text("{}")
-    assert describe_models_named([str(folder)])[0].axes["hidden"] == 4096
+    (model,) = describe_models_named([str(folder)])
+    assert (model.axes["hidden"], tell_origin(model)) == (4096, "config.json")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from tests.fake_checkpoints import write_fake, write_headers
 from xmerge.architecture import describe_model, list_families
 from xmerge.checkpoints import read_checkpoint
+from xmerge.errors import InvalidMergeError
 from xmerge.sources import Location
 from xmerge.validation.checks import (
     check_dtype,
@@ -102,9 +103,7 @@ def test_the_tokenizer_knows_no_more_tokens_than_there_are_rows(tmp_path, tokeni
 
 
 def test_a_report_with_errors_is_raised_with_all_of_them():
-    """The error counts the faults and lists them; warnings are no faults."""
-    from xmerge.errors import InvalidMergeError
-
+    """The error counts the faults and lists them, each with its remedy; warnings are no faults."""
     faults = [Finding(code="x", text=f"fault {number}.", remedy=f"mend {number}.") for number in range(12)]
     warning = Finding(code="y", text="odd.", remedy="look.", severity="warning")
     ValidationReport(findings=(warning,), facts=()).raise_if_invalid()
@@ -117,9 +116,18 @@ def test_a_report_with_errors_is_raised_with_all_of_them():
     with pytest.raises(InvalidMergeError) as caught:
         report.raise_if_invalid()
     told = str(caught.value)
-    assert told.startswith("the output has 12 faults.\n  why: \n    fault 0.\n    fault 1.")
-    assert told.endswith("fault 9.\n    and 2 more\n  do: mend 0.") and "odd" not in told
+    assert told.startswith("the output has 12 faults.\n  why: \n    x: fault 0.\n      do: mend 0.\n    x: fault 1.")
+    assert "x: fault 9.\n      do: mend 9.\n    and 2 more\n  do: mend what each of them names" in told
+    assert "odd" not in told
     assert caught.value.exit_code == 4
+
+
+def test_one_remedy_for_all_faults_is_told_once():
+    """What mends every fault stands where every error has its remedy."""
+    faults = tuple(Finding(code="x", text=f"fault {number}.", remedy="mend.") for number in range(2))
+    with pytest.raises(InvalidMergeError) as caught:
+        ValidationReport(findings=faults, facts=()).raise_if_invalid()
+    assert str(caught.value) == "the output has 2 faults.\n  why: \n    x: fault 0.\n    x: fault 1.\n  do: mend."
 
 
 def test_numbers_are_told_with_their_noun():

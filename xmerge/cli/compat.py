@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 COLORS = {"A": "green", "B": "cyan", "C": "yellow", "D": "magenta", "E": "red", "-": "dim", "?": "dim"}
 ORIGINS = {
     "config.json": "no weights are here; the shapes are what config.json alone implies.",
+    "pickle": "its weights are pickle files, which xmerge never opens, because unpickling runs code from the file; the "
+    "shapes are what config.json alone implies. To merge it, load it with transformers and save it again with "
+    "save_pretrained, which writes safetensors.",
     "table": "from the table of popular models; the shapes are what config.json alone implies.",
 }
 BASES = "Norms and embeddings that fit still belong to their own model's basis; the recipe leaves them to the base."

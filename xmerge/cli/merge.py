@@ -12,7 +12,9 @@ import click
 from xmerge.cli.orchestration import load_flow_command
 from xmerge.cli.plan import make_plan
 from xmerge.cli.progress import BarReporter, LineReporter, choose_reporter
+from xmerge.cli.screen import print_report
 from xmerge.errors import ConfigError
+from xmerge.validation.findings import ValidationReport
 
 DEFAULT_WORKERS = max(1, min(os.cpu_count() or 1, 8))
 
@@ -49,11 +51,16 @@ def merge(
     options = {"device": device, "workers": workers, "store": store, "seed": seed, "trial": not skip_trial_load}
     with choose_reporter(quiet=quiet) as reporter:
         outcome = (_merge_directly if direct else _merge_as_flow)(config, out, reporter, **options)
-    click.echo(json.dumps(outcome) if as_json else _tell(outcome))
+    if as_json:
+        click.echo(json.dumps(outcome))
+        return
+    if outcome["report"] is not None:
+        print_report(ValidationReport.model_validate(outcome["report"]))
+    click.echo(_tell(outcome))
 
 
 def _refuse_early(config: Path, out: Path, device: str, seed: int | None) -> None:
-    from xmerge.work import is_finished
+    from xmerge.finished import is_finished
 
     if config.exists() and not config.is_file():
         raise ConfigError(f"{config} is no file that can be read again.", remedy="save the configuration to a file.")
@@ -94,9 +101,7 @@ def _tell(outcome: dict[str, Any]) -> str:
     publication = outcome["publication"]
     if outcome["report"] is None:
         return f"{publication['folder']} is there already and is this very merge: nothing to do."
-    lines = [f"{name}: {value}" for name, value in outcome["report"]["facts"]]
-    lines += [f"{each['severity']} {each['code']}: {each['text']}" for each in outcome["report"]["findings"]]
-    lines += [f"shards: {outcome['layers']}, {outcome['reused']} of them from an earlier run"]
+    lines = [f"shards: {outcome['layers']}, {outcome['reused']} of them from an earlier run"]
     if publication["url"]:
         lines.append(f"published: {publication['url']}")
     return "\n".join([*lines, f"done: {publication['folder']}"])

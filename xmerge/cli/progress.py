@@ -51,7 +51,7 @@ class LineReporter:
             self.note(f"warning: {warning}")
 
     def layer_done(self, result: LayerResult, done: int, total: int) -> None:
-        """At most a line a second, and one for the last layer."""
+        """At most a line a second, and one when all is done."""
         self._bytes += result.bytes
         self._reused += result.reused
         now = time.monotonic()
@@ -60,9 +60,8 @@ class LineReporter:
         self._told = now
         speed = self._bytes / max(now - self._started, 1e-3)
         left = (self._total - self._bytes) / speed
-        told = f"{result.label}{' (was there)' if result.reused else ''}, {done} of {total}"
-        end = f", {left:.0f} s left" if done < total else f", {self._reused} of them reused"
-        click.echo(f"  {told}, {show_bytes(speed)}/s{end}", err=True)
+        told = f"{left:.0f} s left" if done < total else f"{self._reused} of them from an earlier run"
+        click.echo(f"  {done} of {total} shards, {show_bytes(speed)}/s, {told}", err=True)
 
     def note(self, text: str) -> None:
         """Something a person may want to know."""

@@ -15,7 +15,7 @@ import yaml
 from xmerge.architecture import Family, ResolvedModel, TensorTemplate, describe_model, find_family, list_families
 from xmerge.architecture.models import MOST_LAYERS, describe_checkpoint, expect_tensors, label_apart
 from xmerge.checkpoints import Checkpoint, StoredTensor
-from xmerge.checkpoints.checkpoint import read_config
+from xmerge.checkpoints.checkpoint import PICKLE_SUFFIXES, read_config
 from xmerge.checkpoints.headers import size_of
 from xmerge.config import ModelReference, parse_reference
 from xmerge.config.schema import ModelPath
@@ -23,8 +23,9 @@ from xmerge.errors import CheckpointError, nearest
 from xmerge.sources import Location, locate_model
 from xmerge.values import Value
 
-Origin = Literal["headers", "config.json", "table"]
-"""Where a model's shapes come from: its headers, its config.json alone, or the table of popular models."""
+Origin = Literal["headers", "config.json", "pickle", "table"]
+"""Where a model's shapes come from: its headers, its config.json alone (`pickle`: beside weights that are not opened),
+or the table of popular models."""
 
 DENSE_ROLES = ("ffn_gate", "ffn_up", "ffn_down")
 MOST_SKETCHED = 200_000
@@ -127,7 +128,10 @@ def tell_origin(model: ResolvedModel) -> Origin:
     """Where a model's shapes come from."""
     if model.checkpoint.pin != SKETCH:
         return "headers"
-    return "table" if model.location.folder is None else "config.json"
+    if model.location.folder is None:
+        return "table"
+    pickled = any(path.suffix in PICKLE_SUFFIXES for path in model.location.folder.iterdir())
+    return "pickle" if pickled else "config.json"
 
 
 def sketch_model(location: Location, config: Mapping[str, Any]) -> ResolvedModel:

@@ -9,6 +9,8 @@ from xmerge.errors import InvalidMergeError
 from xmerge.values import Value
 
 Severity = Literal["error", "warning"]
+MOST_SHOWN = 10
+NEXT_LINE = "\n      "
 
 
 class Finding(Value):
@@ -49,10 +51,16 @@ class ValidationReport(Value):
         """
         errors = [finding for finding in self.findings if finding.severity == "error"]
         if errors:
-            shown = "".join(f"\n    {finding.text}" for finding in errors[:10])
-            more = f"\n    and {len(errors) - 10} more" if len(errors) > 10 else ""
+            shown = errors[:MOST_SHOWN]
+            remedies = list(dict.fromkeys(finding.remedy for finding in shown))
+            # Each its own, unless one does for all of them.
+            one = remedies[0] if len(remedies) == 1 else None
+            told = [f"\n    {each.code}: {each.text}{'' if one else f'{NEXT_LINE}do: {each.remedy}'}" for each in shown]
+            told += [f"\n    and {len(errors) - MOST_SHOWN} more"] if len(errors) > MOST_SHOWN else []
             raise InvalidMergeError(
-                f"the output has {count(len(errors), 'fault')}.", why=f"{shown}{more}", remedy=errors[0].remedy
+                f"the output has {count(len(errors), 'fault')}.",
+                why="".join(told),
+                remedy=one or "mend what each of them names, and run the merge again.",
             )
 
 
