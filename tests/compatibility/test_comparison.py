@@ -227,8 +227,7 @@ def test_a_mixture_s_dense_layers_are_one_row(tmp_path):
     assert found.class_of("ffn_up") == "E"
     (reason,) = rows[1, 2, 3].reasons
     assert reason == (
-        "moe (qwen3_moe) has none in the layers that meet these; it works with ffn_down_exps, ffn_gate_exps, "
-        "ffn_gate_inp, ffn_up_exps"
+        "moe (qwen3_moe) has none there; it works with ffn_down_exps, ffn_gate_exps, ffn_gate_inp, ffn_up_exps"
     )
 
 

@@ -7,18 +7,28 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.compatibility.sketches import compare, write_config, write_shallow
+from tests.compatibility.sketches import compare, make_shallow, write_config, write_shallow
 from tests.fake_checkpoints import write_fake, write_headers
-from xmerge.architecture import ResolvedModel, resolve
-from xmerge.compatibility import compare_models, describe_models_named, list_popular_models, write_recipe
-from xmerge.compatibility.recipe import list_choices
+from xmerge.architecture import ResolvedArchitecture, ResolvedModel, list_families, resolve
+from xmerge.architecture.models import list_references
+from xmerge.compatibility import (
+    Compatibility,
+    compare_models,
+    describe_models_named,
+    list_popular_models,
+    write_recipe,
+)
+from xmerge.compatibility.choices import list_choices
+from xmerge.compatibility.naming import sketch_model
 from xmerge.config import parse_config
 from xmerge.planning import MergePlan, map_slices
+from xmerge.sources import Location
 
 # One of each family and of each trap; the pairs that fit are found among them.
 NAMES = (
@@ -29,6 +39,8 @@ NAMES = (
     "starcoder2-3b", "pythia-6.9b", "gpt2", "deepseek-v2-lite", "r1-distill-qwen-14b", "llama-3.1-8b",
     "mistral-7b-v0.1",
 )  # fmt: skip
+QUICK = ("llama", "deepseek_v3", "glm4", "gpt2", "phi3", "qwen3_moe")
+"""Families whose pairs are among the quick tests: plain, latent, fused, transposed, with dense layers and without."""
 DEPTHS = (4, 6)
 """Two depths for each model, so that bases and donors differ; four layers have one without rotation."""
 
@@ -45,38 +57,99 @@ def zoo(tmp_path_factory) -> Iterator[dict[tuple[str, int], ResolvedModel]]:
 
 
 @pytest.mark.parametrize("base", NAMES)
-def test_a_recipe_merges_exactly_what_it_names(zoo, base):
-    """Whatever the donor, the recipe plans, and merges the components that stand without a # in all layers, alone."""
-    for donor, depth in zip(NAMES, itertools.cycle(DEPTHS), strict=False):
-        found = compare_models(zoo[base, 4], zoo[donor, depth])
-        recipe = write_recipe(found)
-        crossing = [each for each in list_choices(found) if each.grade in ("A", "B")]
-        assert (recipe is None) == (not crossing)
-        if recipe is None or (base, 4) == (donor, depth):
-            continue
-        wanted = {name for each in crossing for name in each.components}
-        check_merged(plan(recipe), wanted, zoo[base, 4])
+def test_a_recipe_merges_exactly_what_the_table_says(zoo, base):
+    """Whatever the donor, the recipe merges what has class A or B where it has it, and nothing else but C for the #."""
+    own = NAMES.index(base)
+    for number, depth in zip(range(own % 3, len(NAMES), 3), itertools.cycle(DEPTHS), strict=False):
+        check_recipe(zoo[base, 4], zoo[NAMES[number], depth])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base", list_popular_models())
+def test_a_recipe_of_any_two_popular_models_merges_exactly_what_the_table_says(base, tmp_path):
+    """As above, for every pair of the table."""
+    for donor in list_popular_models():
+        check_recipe(
+            *(sketch_shallow(tmp_path, name, depth) for name, depth in zip((base, donor), DEPTHS, strict=True))
+        )
+
+
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(each.family, marks=[] if each.family in QUICK else pytest.mark.slow) for each in list_families()],
+)
+def test_a_recipe_of_any_two_families_merges_exactly_what_the_table_says(families, family):
+    """As above, for models of equal sizes, of which some layers are dense and others hold experts."""
+    for donor in families.values():
+        check_recipe(families[family], donor)
+
+
+def sketch_shallow(folder: Path, name: str, layers: int) -> ResolvedModel:
+    """A popular model of few layers, as if it were in a folder: a plan looks for its tokenizer there."""
+    config, place = make_shallow(list_popular_models()[name].config, layers), folder / f"{name}-{layers}"
+    place.mkdir(exist_ok=True)
+    return sketch_model(Location(reference=str(place), label=name, folder=place), config)
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory) -> dict[str, ResolvedModel]:
+    """A fake model of each family; where headers alone tell, layers 1 and 2 of four hold experts."""
+
+    def sparse(role: str, layer: int | None) -> bool:
+        return ("_exps" in role or role == "ffn_gate_inp") == (layer in (1, 2))
+
+    folder = tmp_path_factory.mktemp("families")
+    paths = {each.family: write_fake(folder / each.family, each.family, maybe=sparse) for each in list_families()}
+    return {name: describe_models_named([str(path)])[0] for name, path in paths.items()}
+
+
+def check_recipe(base: ResolvedModel, donor: ResolvedModel) -> None:
+    """Whether a recipe merges what the table says, with the # of what is approximate and without."""
+    if base.location == donor.location:
+        return
+    found = compare_models(base, donor)
+    recipe = write_recipe(found)
+    wanted = list_graded(found, base, "AB")
+    told = (base.label, donor.label)
+    assert (recipe is None) == (not wanted), told
+    if recipe is not None:
+        assert list_merged(recipe, base, donor) == wanted, told
         everything = recipe.replace("    #- ", "    - ")
-        approximate = {name for each in list_choices(found) if each.grade == "C" for name in each.components}
-        check_merged(plan(everything), wanted | approximate, zoo[base, 4])
+        assert list_merged(everything, base, donor) == list_graded(found, base, "ABC"), told
+
+
+def list_graded(found: Compatibility, base: ResolvedModel, classes: str) -> set[str]:
+    """The matrices of these classes; all experts of a layer have one filter, so that the worst of them decides."""
+    graded = {
+        (each.component, layer): each.grade for each in found.components if each.is_projection for layer in each.layers
+    }
+    chosen = {}
+    for spec in base.tensors:
+        if spec.role and spec.layer is not None and (spec.role, spec.layer) in graded:
+            beginning = spec.line.partition("{expert}")[0] if "{expert}" in spec.line else spec.name
+            chosen[spec.name] = (spec.layer, beginning), graded[spec.role, spec.layer]
+    worst: dict[object, str] = {}
+    for key, grade in chosen.values():
+        worst[key] = max(worst.get(key, ""), grade or "")
+    return {name for name, (key, _) in chosen.items() if worst[key] and worst[key] in classes}
+
+
+def list_merged(recipe: str, base: ResolvedModel, donor: ResolvedModel) -> set[str]:
+    """The tensors that the plan of a recipe merges, but for the biases of those; everything else is the base's."""
+    config = parse_config(recipe, "recipe.yml", Path("/"))
+    architecture = ResolvedArchitecture((base, donor), tuple(dict.fromkeys(list_references(config))), 0)
+    made = map_slices(config, architecture)
+    merged = {tensor.name: tensor.role or "" for tensor in made.tensors if tensor.decision == "merge"}
+    assert {tensor.decision for tensor in made.tensors} <= {"merge", "keep"}
+    biases = {name for name, role in merged.items() if role.endswith("_bias")}
+    assert {name.removesuffix("bias") + "weight" for name in biases} <= merged.keys()
+    return merged.keys() - biases
 
 
 def plan(recipe: str) -> MergePlan:
     """The plan of a recipe."""
     config = parse_config(recipe, "recipe.yml", Path("/"))
     return map_slices(config, resolve(config))
-
-
-def check_merged(made: MergePlan, wanted: set[str], base: ResolvedModel) -> None:
-    """Whether exactly these components are merged, with their biases, and all else is the base's."""
-    merged = {tensor.component for tensor in made.tensors if tensor.decision == "merge"}
-    assert {name for name in merged if not name.endswith("_bias")} == wanted
-    assert {name.replace("_bias", "") for name in merged if name.endswith("_bias")} <= wanted
-    assert {tensor.decision for tensor in made.tensors} <= {"merge", "keep"}
-    for layer in range(base.layers):
-        own = {spec.role for spec in base.by_layer[layer]}
-        held = {tensor.component for tensor in made.layers[layer + 1].tensors if tensor.decision == "merge"}
-        assert held & wanted == own & wanted
 
 
 def test_the_zoo_has_recipes_of_every_kind(zoo):
@@ -89,6 +162,105 @@ def test_the_zoo_has_recipes_of_every_kind(zoo):
     assert any("B" in each for each in grades)
     assert any("C" in each for each in grades)
     assert any(each == {"A"} for each in grades)
+
+
+TOWER = {
+    f"vision_tower.encoder.layers.{layer}.{name}.weight": ("BF16", [4, 4])
+    for layer in range(2)
+    for name in ("self_attn.q_proj", "mlp.down_proj")
+}
+
+
+def test_a_tower_stays_where_the_language_model_is_merged(tmp_path):
+    """A tower's names hold those of the language model's matrices; a recipe that names these leaves it to the base."""
+    folders = [write_fake(tmp_path / name, "gemma3_multimodal", extra=TOWER) for name in "ab"]
+    base, donor = describe_models_named([str(folder) for folder in folders])
+    check_recipe(base, donor)
+    recipe = write_recipe(compare_models(base, donor))
+    assert recipe is not None
+    assert recipe.count("value: 0}") == 1
+    assert "- {filter: vision_tower., value: 0}" in recipe
+
+
+def test_layers_that_only_predict_further_stay(tmp_path):
+    """They are numbered on from the last layer and named like the others, and no recipe merges them."""
+    layer = {f"model.layers.4.mlp.{name}_proj.weight": ("BF16", [4, 4]) for name in ("gate", "up", "down")}
+    folders = [
+        write_fake(tmp_path / name, "deepseek_v3", extra=layer, maybe=are_dense, num_nextn_predict_layers=1)
+        for name in "ab"
+    ]
+    check_recipe(*describe_models_named([str(folder) for folder in folders]))
+
+
+def are_dense(role: str, layer: int | None) -> bool:
+    """For `maybe`: no layer holds experts."""
+    return role.startswith("ffn_") and not role.endswith(("_exps", "_shexp", "_gate_inp", "_bias"))
+
+
+def test_the_fewest_filters_choose_some_layers(tmp_path):
+    """Where most layers cross the others are named and kept, and where few do those are named."""
+    write_fake(tmp_path / "llama", num_hidden_layers=6)
+    written = {}
+    for dense in ((0,), (0, 1, 2, 3, 4)):
+
+        def choose(role: str, layer: int | None, dense: tuple[int, ...] = dense) -> bool:
+            return ("_exps" in role or role == "ffn_gate_inp") != (layer in dense)
+
+        write_fake(tmp_path / "moe", "qwen3_moe", num_hidden_layers=6, maybe=choose)
+        base, donor = describe_models_named([str(tmp_path / "llama"), str(tmp_path / "moe")])
+        check_recipe(base, donor)
+        recipe = write_recipe(compare_models(base, donor))
+        assert recipe is not None
+        written[dense] = [line.strip() for line in recipe.splitlines() if "down_proj" in line]
+    assert written == {
+        (0,): ["- {filter: model.layers.0.mlp.down_proj, value: 0.1}   # ffn_down: exact in layer 0"],
+        (0, 1, 2, 3, 4): [
+            "- {filter: model.layers.5.mlp.down_proj, value: 0}",
+            "- {filter: mlp.down_proj, value: 0.1}   # ffn_down: exact in layers 0-4",
+        ],
+    }
+
+
+# --- packed weights
+
+
+def pack(name: str) -> dict[str, tuple[str, list[int]]]:
+    """A weight as AWQ packs it."""
+    stem = name.removesuffix("weight")
+    return {f"{stem}{part}": ("I32", [1, 2]) for part in ("qweight", "qzeros")} | {f"{stem}scales": ("F16", [1, 2])}
+
+
+@pytest.mark.parametrize("packed", ["base", "donor"])
+def test_what_is_packed_in_some_layers_is_merged_in_the_others(tmp_path, packed):
+    """Packed weights are class E, whoever holds them, and a recipe names the layers that are plain."""
+    weight = "model.layers.{layer}.mlp.up_proj.weight"
+    said: dict[str, Any] = {"quantization_config": {"quant_method": "awq"}}
+    held = pack(weight.format(layer=2)) | pack(weight.format(layer=3))
+    names = (weight.format(layer=2), weight.format(layer=3))
+    write_fake(tmp_path / packed, extra=held, without=names, **said)
+    write_fake(tmp_path / ("base" if packed == "donor" else "donor"))
+    base, donor = describe_models_named([str(tmp_path / "base"), str(tmp_path / "donor")])
+    found = compare_models(base, donor)
+    rows = {each.layers: each for each in found.components if each.component == "ffn_up"}
+    assert {layers: (each.grade, each.packed) for layers, each in rows.items()} == {
+        (0, 1): ("A", False),
+        (2, 3): ("E", True),
+    }
+    assert rows[2, 3].reasons == (f"{packed} holds it packed (AWQ)",)
+    assert found.dropped == ()
+    check_recipe(base, donor)
+
+
+def test_what_an_unknown_model_packs_stays(tmp_path):
+    """Merged by name, what is packed has filters that leave it to the base, because a plan would refuse it."""
+    config = {"model_type": "unheard-of", "num_hidden_layers": 2, "quantization_config": {"quant_method": "awq"}}
+    held = pack("h.0.w.weight") | pack("h.1.w.weight") | {"h.0.v.weight": ("F32", [2, 2]), "embed": ("F32", [4, 2])}
+    for name in "ab":
+        write_headers(tmp_path / name, config, held)
+    recipe = write_recipe(compare_models(*describe_models_named([str(tmp_path / "a"), str(tmp_path / "b")])))
+    assert recipe is not None
+    merged = {tensor.name for tensor in plan(recipe).tensors if tensor.decision == "merge"}
+    assert merged == {"embed", "h.0.v.weight"}
 
 
 def test_the_recipe_of_llama_and_qwen():
@@ -116,7 +288,7 @@ parameters:
     #- {filter: self_attn.q_proj, value: 0.1}
     #- {filter: self_attn.k_proj, value: 0.1}
     # These stay the base's:
-    # ffn_gate, ffn_up, ffn_down: ffn is 14336 in llama-3-8b and 12288 in qwen3-8b
+    # ffn_gate, ffn_up, ffn_down: feed-forward width 14336 in llama-3-8b, 12288 in qwen3-8b
 """
     )
 
@@ -157,21 +329,21 @@ def test_experts_of_one_filter_go_together(tmp_path):
 
 def choose(found) -> dict[str, tuple[str, ...]]:
     """What a recipe offers of the experts: filter -> components."""
-    choices = [each for each in list_choices(found) if "experts" in each.filter and each.grade != "D"]
+    choices = [each for each in list_choices(found) if "experts" in each.filter]
     return {each.filter: each.components for each in choices}
 
 
 def test_a_filter_is_as_good_as_the_worst_that_it_chooses():
     """A filter that is a part of another component's name chooses that too, and is offered only if both cross."""
     found = compare("mistral-7b-v0.3", "mistral-7b-v0.3")
-    renamed = {"self_attn.q_proj": "self_attn.v_proj_2"}
-    for grade, offered in (("A", "A"), ("C", "C"), ("D", "D"), (None, "A")):
+    name = "model.layers.{layer}.self_attn.v_proj_2.weight"
+    for grade, offered in (("A", "A"), ("C", "C"), ("D", None), (None, "A")):
+        changed = {"filter": "self_attn.v_proj_2", "names": (name,), "grade": grade}
         components = [
-            each.model_copy(update={"filter": renamed[each.filter], "grade": grade}) if each.filter in renamed else each
-            for each in found.components
+            each.model_copy(update=changed) if each.component == "attn_q" else each for each in found.components
         ]
         choices = list_choices(found.model_copy(update={"components": tuple(components)}))
-        assert {each.filter: each.grade for each in choices}["self_attn.v_proj"] == offered
+        assert {each.filter: each.grade for each in choices}.get("self_attn.v_proj") == offered
 
 
 def test_models_of_one_unknown_type_merge_whole(tmp_path):

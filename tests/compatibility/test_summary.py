@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.compatibility.sketches import compare
-from tests.fake_checkpoints import write_headers
+from tests.fake_checkpoints import write_fake, write_headers
 from xmerge.compatibility import compare_models, describe_models_named, summarize
 
 GEMMAS = ("gemma-2b", "gemma-2-2b", "gemma-2-9b", "gemma-3-1b", "gemma-3-4b", "gemma-3-12b")
@@ -15,8 +15,8 @@ def test_the_summary_says_what_crosses_what_fits_and_what_does_not():
     """Each matrix of attention and feed-forward is in one sentence, with the sizes where shapes differ."""
     assert summarize(compare("llama-3-8b", "qwen3-8b")) == (
         "attn_v, attn_output of qwen3-8b cross exactly or by conversion.",
-        "attn_q, attn_k fit and would mean something else in llama-3-8b.",
-        "ffn_gate, ffn_up, ffn_down: ffn is 14336 in llama-3-8b and 12288 in qwen3-8b.",
+        "attn_q, attn_k of qwen3-8b fit, but mean something else in llama-3-8b; the notes say what.",
+        "ffn_gate, ffn_up, ffn_down do not fit: feed-forward width 14336 in llama-3-8b, 12288 in qwen3-8b.",
     )
 
 
@@ -27,7 +27,7 @@ def test_it_says_why_no_gemma_crosses_into_a_llama(donor):
     assert told[0] == f"Nothing of {donor}'s attention and feed-forward fits into llama-3-8b."
     widths = {"gemma-2b": 2048, "gemma-2-2b": 2304, "gemma-2-9b": 3584, "gemma-3-1b": 1152, "gemma-3-4b": 2560}
     for sentence in told[1:-1]:
-        assert f"hidden is 4096 in llama-3-8b and {widths.get(donor, 3840)} in {donor}" in sentence
+        assert f"hidden width 4096 in llama-3-8b, {widths.get(donor, 3840)} in {donor}" in sentence
     assert told[-1] == (
         "Every matrix of a layer reads or writes the hidden width, so models of different widths share none; only a "
         "bridge from one width to the other could join them, and xmerge builds none."
@@ -39,16 +39,34 @@ def test_equal_widths_are_not_what_is_in_the_way():
     told = summarize(compare("llama-3.2-1b", "gemma-2b"))
     assert told[0].startswith("Nothing of gemma-2b's")
     assert "equal shapes and heads of other sizes" in told[1]
-    assert "attn_k, attn_v: kv_heads is 8 in llama-3.2-1b and 1 in gemma-2b, head_dim 64 and 256." in told
-    assert "ffn_gate, ffn_up, ffn_down: ffn is 8192 in llama-3.2-1b and 16384 in gemma-2b." in told
+    assert "attn_k, attn_v do not fit: key/value heads 8 in llama-3.2-1b, 1 in gemma-2b; head size 64, 256." in told
+    assert "ffn_gate, ffn_up, ffn_down do not fit: feed-forward width 8192 in llama-3.2-1b, 16384 in gemma-2b." in told
     assert "bridge" not in told[-1]
 
 
 def test_what_has_no_counterpart_is_named_once():
     """Four matrices that nothing in latent attention does are one sentence, with what there is in their place."""
     told = summarize(compare("llama-3.2-1b", "deepseek-v2-lite"))
-    assert told[1].startswith("attn_q, attn_k, attn_v, attn_output: deepseek-v2-lite (deepseek_v2) has none; it works")
-    assert told[2].startswith("ffn_gate, ffn_up, ffn_down: deepseek-v2-lite (deepseek_v2) has none; it works with ffn")
+    assert told[1].startswith(
+        "attn_q, attn_k, attn_v, attn_output do not fit: deepseek-v2-lite (deepseek_v2) has none;"
+    )
+    assert told[2].startswith("ffn_gate, ffn_up, ffn_down do not fit: deepseek-v2-lite (deepseek_v2) has none; it")
+
+
+def test_the_layers_are_told_where_only_some_cross(tmp_path):
+    """A matrix that crosses in a few layers is in two sentences, each with its layers."""
+
+    def choose(role: str, layer: int | None) -> bool:
+        return ("_exps" in role or role == "ffn_gate_inp") != (layer == 0)
+
+    write_fake(tmp_path / "llama", num_hidden_layers=4)
+    write_fake(tmp_path / "moe", "qwen3_moe", num_hidden_layers=4, maybe=choose)
+    told = summarize(compare_models(*describe_models_named([str(tmp_path / "llama"), str(tmp_path / "moe")])))
+    assert told[1] == "ffn_gate, ffn_up, ffn_down of moe in layer 0 cross exactly or by conversion."
+    assert told[-1].startswith(
+        "ffn_gate, ffn_up, ffn_down in layers 1-3 do not fit: moe (qwen3_moe) has none there; it"
+    )
+    assert told[0] == "attn_v, attn_output of moe cross exactly or by conversion."
 
 
 def test_one_matrix_crosses():

@@ -10,8 +10,9 @@ from xmerge.architecture.differences import ATTENTION, FEED_FORWARD
 from xmerge.compatibility.naming import Origin, tell_origin
 from xmerge.planning.alignment import Absent, Aligner, Fit, Misfit
 from xmerge.planning.layer_map import spread
+from xmerge.planning.packed import list_as_weights
 from xmerge.planning.refusals import refuse_strangers
-from xmerge.planning.slots import is_stray_head
+from xmerge.planning.slots import is_stray_head, name_component
 from xmerge.planning.warnings import list_foreign_roles
 from xmerge.values import Value
 
@@ -52,8 +53,13 @@ class ComponentFit(Value):
     reasons: tuple[str, ...]
     steps: tuple[str, ...]
     """The conversions, in words."""
+    packed: bool
+    """Whether base or donor holds it packed: then no recipe may name it, whatever it says of what does not fit."""
     layers: tuple[int, ...]
     """The base's layers; empty outside the layers."""
+    names: tuple[str, ...]
+    """What its tensors are called in the base; in the layers with `{layer}` for the number, and `{expert}` and the like
+    where a family file says so."""
     filter: str | None
     """What chooses it in a recipe; None outside the layers."""
     nbytes: int
@@ -95,7 +101,7 @@ def compare_models(base: ResolvedModel, donor: ResolvedModel) -> Compatibility:
     for spec in _list_tensors(base):
         layer = None if spec.layer is None else spread(spec.layer, base.layers, donor.layers)
         fit = aligner.align(spec, 1, layer)
-        alike.setdefault((spec.role or spec.line, _judge(fit, spec, layer)), []).append((spec, fit))
+        alike.setdefault((name_component(spec), _judge(fit, spec, layer)), []).append((spec, fit))
     return Compatibility(
         base=describe_side(base),
         donor=describe_side(donor),
@@ -125,13 +131,14 @@ class _Verdict(NamedTuple):
     grade: Class | None
     reasons: tuple[str, ...]
     steps: tuple[str, ...] = ()
+    packed: bool = False
 
 
 def _list_tensors(base: ResolvedModel) -> Iterator[TensorSpec]:
     """The base's tensors in the order of its family file, layer by layer; those without a role behind."""
     lines = [template.name for template in base.family.templates] if base.family else []
     places = {name: place for place, name in enumerate(lines)}
-    own = [spec for spec in base.tensors if not is_stray_head(spec, base)]
+    own = [spec for spec in list_as_weights(base) if not is_stray_head(spec, base)]
     yield from sorted(own, key=lambda spec: (places.get(spec.line, len(places)), spec.line, spec.layer or 0, spec.name))
 
 
@@ -140,16 +147,18 @@ def _judge(fit: Fit, spec: TensorSpec, layer: int | None) -> _Verdict:
     match fit:
         case Absent(reason):
             return _Verdict(None, (_shorten(reason, spec, layer),))
-        case Misfit(reason, grade):
-            return _Verdict(grade, (_shorten(reason, spec, layer),))
+        case Misfit(reason, grade, packed):
+            return _Verdict(grade, (_shorten(reason, spec, layer),), packed=packed is not None)
         case _:
             return _Verdict(fit.fit, fit.notes, fit.steps)
 
 
 def _shorten(reason: str, spec: TensorSpec, layer: int | None) -> str:
-    name = spec.role or spec.template
-    reason = reason.removeprefix(f"{name}: ").replace(f" has no {name}", " has none")
-    return reason.replace(f" in its layer {layer};", " in the layers that meet these;")
+    for name in filter(None, (spec.role, spec.template)):
+        reason = reason.removeprefix(f"{name}: ").replace(f" has no {name}", " has none")
+        reason = reason.replace(f" holds {name} packed", " holds it packed")
+        reason = reason.replace(f" what {name} does", " what it does")
+    return reason.replace(f" in its layer {layer};", " there;")
 
 
 def _describe(component: str, verdict: _Verdict, found: list[tuple[TensorSpec, Fit]]) -> ComponentFit:
@@ -161,8 +170,17 @@ def _describe(component: str, verdict: _Verdict, found: list[tuple[TensorSpec, F
         grade=verdict.grade,
         reasons=verdict.reasons,
         steps=verdict.steps,
+        packed=verdict.packed,
         layers=tuple(sorted({spec.layer for spec, _ in found if spec.layer is not None})),
-        filter=None if first.layer is None else first.filter,
+        names=tuple(dict.fromkeys(spec.line if spec.role else spec.template for spec, _ in found)),
+        filter=None if first.layer is None else _find_filter(first),
         nbytes=sum(spec.stored.nbytes for spec, _ in found),
         donor_bytes=sum(each.nbytes for _, each in found if not isinstance(each, Absent | Misfit)),
     )
+
+
+def _find_filter(spec: TensorSpec) -> str:
+    """The part of its name that chooses a component in every layer, all of its experts with it."""
+    if spec.role is not None:
+        return spec.filter
+    return name_component(spec).rpartition("{layer}.")[2].partition("*")[0].rstrip(".").removesuffix(".weight")

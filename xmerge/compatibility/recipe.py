@@ -8,26 +8,16 @@ from collections.abc import Iterator, Sequence
 
 import yaml
 
-from xmerge.architecture import Class, worst_class
 from xmerge.architecture.differences import CLASS_NAMES
-from xmerge.compatibility.comparison import ComparedModel, Compatibility, ComponentFit
+from xmerge.compatibility.choices import APPROXIMATE, CROSSING, Choice, list_choices, list_outside, list_packed
+from xmerge.compatibility.comparison import ComparedModel, Compatibility
 from xmerge.compatibility.summary import list_obstacles
-from xmerge.values import Value
+from xmerge.planning.table import tell_layers
 
 START = 0.1
 """The t that the recipe suggests; for unrelated tensors slerp has cos(9 deg) = 0.988 and sin(9 deg) = 0.156."""
 WIDTH = 100
 _PLAIN = re.compile(r"[A-Za-z_./~][\w./~@+-]*", re.ASCII)
-
-
-class Choice(Value):
-    """A filter of a recipe, with all that it chooses."""
-
-    filter: str
-    components: tuple[str, ...]
-    grade: Class
-    """The worst of them."""
-    reasons: tuple[str, ...]
 
 
 def write_recipe(found: Compatibility) -> str | None:
@@ -50,31 +40,9 @@ def write_recipe(found: Compatibility) -> str | None:
     return "\n".join([*head, *lines]) + "\n"
 
 
-def list_choices(found: Compatibility) -> list[Choice]:
-    """The filters that a recipe can name, in the order of the base's tensors."""
-    filters = dict.fromkeys(each.filter for each in found.components if each.filter and each.is_projection)
-    return [_choose(found, text) for text in filters if text]
-
-
 def make_printable(text: str) -> str:
     """Text on one line, without anything that a terminal or YAML would act upon."""
     return " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
-
-
-def _choose(found: Compatibility, text: str) -> Choice:
-    caught = [each for each in found.components if each.filter and text in each.filter and not _is_bias(each)]
-    graded = [each for each in caught if each.grade is not None]
-    return Choice(
-        filter=text,
-        components=tuple(dict.fromkeys(each.component for each in graded)),
-        grade=worst_class(each.grade for each in graded if each.grade is not None),
-        reasons=tuple(dict.fromkeys(reason for each in graded for reason in each.reasons)),
-    )
-
-
-def _is_bias(each: ComponentFit) -> bool:
-    """A bias goes where its weight goes."""
-    return bool(each.roles) and all(role.endswith("_bias") for role in each.roles)
 
 
 def _write_parameters(found: Compatibility) -> Iterator[str]:
@@ -83,48 +51,69 @@ def _write_parameters(found: Compatibility) -> Iterator[str]:
         yield from _write_by_name(found)
         return
     choices = list_choices(found)
-    crossing = [each for each in choices if each.grade in ("A", "B")]
+    crossing = [each for each in choices if each.grade in CROSSING]
     if not crossing:
         return
     yield "parameters:"
     yield "  t:   # 0 is the base, 1 the donor; what no filter names is the base's, byte for byte"
+    for text in list_outside(found, choices):
+        yield f"    - {_write_filter(text, 0)}   # no part of the layers, and the base's"
     for each in crossing:
-        yield f"    - {_write_filter(each)}   # {', '.join(each.components)}: {CLASS_NAMES[each.grade]}"
-    yield from _write_approximate([each for each in choices if each.grade == "C"])
+        yield from _write_choice(each, "    - ", f"   # {', '.join(each.components)}: {CLASS_NAMES[each.grade]}")
+    yield from _write_approximate([each for each in choices if each.grade in APPROXIMATE])
     obstacles = list(list_obstacles(found))
     if obstacles:
         yield "    # These stay the base's:"
-        for names, why in obstacles:
-            yield from _comment(f"{', '.join(names)}: {why}", "    # ")
+        for place, why in obstacles:
+            yield from _comment(f"{place}: {why}", "    # ")
+
+
+def _write_choice(each: Choice, lead: str, told: str = "") -> Iterator[str]:
+    """The lines of a choice, the first of those that merge with what there is to say of it."""
+    for text in each.kept:
+        yield f"{lead}{_write_filter(text, 0)}"
+    where = f" in {tell_layers(each.layers)}" if told and each.partial else ""
+    for text in each.merged:
+        yield f"{lead}{_write_filter(text, START)}{told}{where}"
+        told = where = ""
 
 
 def _write_approximate(choices: Sequence[Choice]) -> Iterator[str]:
     """What fits and means something else, by reasons, each filter behind a # that can be taken away."""
     if choices:
         yield "    # These fit and mean something else. Take the # before a filter away to merge it too."
-    grouped: dict[tuple[str, ...], list[Choice]] = {}
+    grouped: dict[tuple[str, tuple[str, ...]], list[Choice]] = {}
     for each in choices:
-        grouped.setdefault(each.reasons, []).append(each)
-    for reasons, alike in grouped.items():
+        where = f" in {tell_layers(each.layers)}" if each.partial else ""
+        grouped.setdefault((where, each.reasons), []).append(each)
+    for (where, reasons), alike in grouped.items():
         names = [name for each in alike for name in each.components]
-        yield from _comment(f"{', '.join(names)}: {'; '.join(reasons)}", "    # ")
+        yield from _comment(f"{', '.join(names)}{where}: {'; '.join(reasons)}", "    # ")
         for each in alike:
-            yield f"    #- {_write_filter(each)}"
+            yield from _write_choice(each, "    #- ")
 
 
 def _write_by_name(found: Compatibility) -> Iterator[str]:
     """Without a family file every tensor that matches is merged, because nobody knows which ones should not be."""
-    grades = [each.grade for each in found.components if each.grade]
+    grades = {each.grade for each in found.components if each.grade and not each.packed}
     if "A" not in grades:
         return
-    if set(grades) != {"A"}:
+    if grades != {"A"}:
         yield "on_mismatch: base   # some do not fit, and stay the base's"
+    packed = list_packed(found)
+    told = "   # 0 is the base, 1 the donor; no family file says which tensors are what"
     yield "parameters:"
-    yield f"  t: {START}   # 0 is the base, 1 the donor; no family file says which tensors are what"
+    if not packed:
+        yield f"  t: {START}{told}"
+        return
+    yield f"  t:{told}"
+    for text in packed:
+        yield f"    - {_write_filter(text, 0)}   # packed"
+    yield f"    - {{value: {START}}}"
 
 
-def _write_filter(each: Choice) -> str:
-    return f"{{filter: {_quote(each.filter)}, value: {START}}}"
+def _write_filter(text: str, value: float) -> str:
+    return f"{{filter: {_quote(text)}, value: {value}}}"
 
 
 def _write_model(model: ComparedModel) -> str:

@@ -26,7 +26,7 @@ class Slot:
     @property
     def component(self) -> str:
         """What people know it by: its role, or its name without the numbers of layer and expert."""
-        return self.spec.role or _NUMBER_IN_NAME.sub("*", self.spec.template)
+        return name_component(self.spec)
 
 
 def list_slots(target: ResolvedModel, layer: OutputLayer, written_dtype: str | None) -> Iterator[Slot]:
@@ -47,6 +47,11 @@ def list_slots(target: ResolvedModel, layer: OutputLayer, written_dtype: str | N
         dtype = dtype_of(written_dtype) if written_dtype and plain else spec.dtype
         found.append(Slot(name, spec, layer, dtype))
     yield from sorted(found, key=lambda slot: slot.name)
+
+
+def name_component(spec: TensorSpec) -> str:
+    """What people know a tensor by: its role, or its name without the numbers of layer and expert."""
+    return spec.role or _NUMBER_IN_NAME.sub("*", spec.template)
 
 
 def is_stray_head(spec: TensorSpec, model: ResolvedModel) -> bool:

@@ -83,6 +83,12 @@ def show_ranges(numbers: Iterable[int]) -> str:
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in ranges)
 
 
+def tell_layers(numbers: Iterable[int]) -> str:
+    """`layers 0-3, 7`, or `layer 7`."""
+    told = show_ranges(numbers)
+    return f"layer {told}" if told.isdigit() else f"layers {told}"
+
+
 def _treatment(plan: MergePlan, tensor: TensorPlan) -> Row:
     """What is done to a tensor, apart from the values of parameters: tensors treated alike share a row."""
     merged = tensor.decision == "merge"

@@ -9,6 +9,7 @@ from xmerge.architecture import ResolvedArchitecture, ResolvedModel
 from xmerge.config import MergeConfig
 from xmerge.config.source import Path
 from xmerge.methods import MergeMethod
+from xmerge.planning.packed import list_as_weights
 from xmerge.planning.plan import MISFIT, LayerPlan, TensorPlan
 from xmerge.planning.slices import OutputLayer, walk_paths
 from xmerge.planning.slots import is_stray_head
@@ -32,11 +33,11 @@ def list_foreign_roles(
         donor: The model that gives.
         layers: The donor's layers that take part, with None for what is outside the layers; None: all.
     """
-    own = [spec for spec in target.tensors if not is_stray_head(spec, target)]
+    own = [spec for spec in list_as_weights(target) if not is_stray_head(spec, target)]
     roles = {part.role for spec in own for part in spec.parts}
     templates = {spec.template for spec in own} if donor.model_type == target.model_type else set()
     foreign: Counter[str] = Counter()
-    for spec in donor.tensors:
+    for spec in list_as_weights(donor):
         if (layers is None or spec.layer in layers) and not is_stray_head(spec, donor):
             if spec.parts:
                 foreign.update(part.role for part in spec.parts if part.role not in roles)
