@@ -8,7 +8,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xmerge.checkpoints.checkpoint import is_plain_shard_name, read_json_object
+from xmerge.checkpoints.checkpoint import read_json_object
+from xmerge.checkpoints.untrusted import LARGE, is_plain_shard_name
 from xmerge.errors import CheckpointError
 from xmerge.files import write_text
 from xmerge.planning.plan import ENGINE_VERSION, MergePlan, Source, TensorPlan
@@ -76,7 +77,7 @@ def write_provenance(folder: Path, provenance: dict[str, Any]) -> None:
 def read_provenance(folder: Path) -> dict[str, Any] | None:
     """What a folder says of its making; None if it says nothing that can be read."""
     try:
-        provenance = read_json_object(folder / PROVENANCE_NAME, PROVENANCE_NAME)
+        provenance = read_json_object(folder / PROVENANCE_NAME, PROVENANCE_NAME, LARGE)
     except CheckpointError:
         return None
     shards = provenance.get("shards")

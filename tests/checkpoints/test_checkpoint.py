@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from xmerge.checkpoints import Checkpoint, read_checkpoint
-from xmerge.checkpoints.checkpoint import INDEX_NAME, SINGLE_NAME, is_plain_shard_name
+from xmerge.checkpoints.checkpoint import INDEX_NAME, SINGLE_NAME, read_json_object
 from xmerge.checkpoints.headers import build_header
+from xmerge.checkpoints.untrusted import LARGE, MAX_DEPTH, SMALL, UntrustedError, is_plain_shard_name, parse_object
 from xmerge.errors import CheckpointError
 
 ONE, TWO = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -117,6 +120,12 @@ def put_folder(path: Path) -> None:
     path.mkdir()
 
 
+def put_pipe(path: Path) -> None:
+    """Put a pipe in a file's place, which whoever opens it waits for."""
+    path.unlink()
+    os.mkfifo(path)
+
+
 def split(folder: Path, *names: str) -> None:
     """Put shards in the single file's place."""
     (folder / SINGLE_NAME).unlink()
@@ -151,15 +160,15 @@ SHARDED: dict[str, tuple[Damage, str]] = {
     ),
     "config.json is a list": (
         lambda folder: (folder / "config.json").write_text("[]", encoding="utf-8"),
-        "org/m/config.json is not a JSON object.",
+        "org/m/config.json is not a JSON object.\n  do: fetch the file again.",
     ),
     "config.json is a folder": (
         lambda folder: put_folder(folder / "config.json"),
         "org/m/config.json cannot be read: Is a directory.",
     ),
     "config.json has no end": (
-        lambda folder: cut(folder / "config.json", 64 * 2**20 + 1),
-        "org/m/config.json has more than 67108864 bytes.",
+        lambda folder: cut(folder / "config.json", 25_000_001),
+        "org/m/config.json takes more than 25,000,000 bytes.\n  do: fetch the file again.",
     ),
     "a shard is missing": (
         lambda folder: (folder / TWO).unlink(),
@@ -215,29 +224,60 @@ SHARDED: dict[str, tuple[Damage, str]] = {
     ),
     "an index that is a list": (
         lambda folder: (folder / INDEX_NAME).write_text("[]", encoding="utf-8"),
-        f"org/m/{INDEX_NAME} is not a JSON object.",
+        f"org/m/{INDEX_NAME} is not a JSON object.\n  do: fetch the file again.",
     ),
     "the index names a tensor that its shard lacks": (
         lambda folder: write_index(folder, {"a": ONE, "b": TWO, "c": TWO, "d": TWO}),
-        "the index of org/m contradicts its shards.\n  why: not in their shard: b, d.",
+        (
+            "the index of org/m contradicts its shards.\n  why: not in their shard: b, d.\n"
+            "  do: fetch index and shards of one and the same revision."
+        ),
     ),
     "the index leaves tensors out": (
         lambda folder: write_index(folder, {"b": ONE, "c": TWO}),
-        "the index of org/m contradicts its shards.\n  why: not in the index: a.",
+        (
+            "the index of org/m contradicts its shards.\n  why: not in the index: a.\n"
+            "  do: fetch index and shards of one and the same revision."
+        ),
     ),
     "a tensor stands in two shards": (
         lambda folder: write_shard(folder / TWO, "b", "c"),
-        f"org/m holds b twice: in {ONE} and {TWO}.",
+        f"org/m holds b twice: in {ONE} and {TWO}.\n  do: fetch the whole model again.",
+    ),
+    "several tensors stand in two shards": (
+        lambda folder: write_shard(folder / TWO, "a", "b", "c"),
+        f"org/m holds a twice: in {ONE} and {TWO}, and 1 more so.\n  do: fetch the whole model again.",
+    ),
+    "the index places one tensor twice": (
+        lambda folder: (folder / INDEX_NAME).write_text(
+            f'{{"weight_map": {{"a": "{ONE}", "b": "{ONE}", "c": "{TWO}", "c": "{TWO}"}}}}', encoding="utf-8"
+        ),
+        f"org/m/{INDEX_NAME} has the key 'c' twice.\n  do: fetch the file again.",
     ),
     "the index names a tensor that cannot be printed": (
         lambda folder: write_index(folder, {"a": ONE, "b": ONE, "c": TWO, "\ud800\x1b": TWO}),
-        "the index of org/m contradicts its shards.\n  why: not in their shard: '\\ud800\\x1b'.",
+        (f"org/m/{INDEX_NAME} names '\\ud800\\x1b', which is no name for a tensor.\n  do: fetch the file again."),
+    ),
+    "the index holds more values than any": (
+        lambda folder: (folder / INDEX_NAME).write_text('{"weight_map": [' + "0," * 400_000 + "0]}", encoding="utf-8"),
+        f"org/m/{INDEX_NAME} holds more than 400,000 values.\n  do: fetch the file again.",
+    ),
+    "a shard is a pipe": (
+        lambda folder: put_pipe(folder / TWO),
+        f"org/m/{TWO} is a pipe or a device.\n  do: put the file itself in its place.",
+    ),
+    "config.json is a pipe": (
+        lambda folder: put_pipe(folder / "config.json"),
+        "org/m/config.json is a pipe or a device.\n  do: put the file itself in its place.",
     ),
 }
 SINGLE: dict[str, tuple[Damage, str]] = {
     "nothing": (
         lambda folder: (folder / SINGLE_NAME).unlink(),
-        f"org/m holds no weights.\n  why: neither {SINGLE_NAME} nor {INDEX_NAME} is there.",
+        (
+            f"org/m holds no weights.\n  why: neither {SINGLE_NAME} nor {INDEX_NAME} is there.\n"
+            "  do: name a folder with a model's weights in safetensors, or fetch the whole model again."
+        ),
     ),
     "pickle only": (
         lambda folder: (folder / SINGLE_NAME).rename(folder / "pytorch_model.bin"),
@@ -295,11 +335,12 @@ def test_a_folder_without_usable_weights_is_refused(tmp_path: Path, damage: Dama
         "model\0.safetensors",
         "pytorch_model.bin",
         "",
+        "a" * 513 + ".safetensors",
         3,
         None,
         ["model.safetensors"],
     ],
-    ids=repr,
+    ids=lambda name: repr(name)[:40],
 )
 def test_an_index_can_only_name_files_beside_it(tmp_path: Path, name: Any):
     """A shard that lies elsewhere, or is no safetensors file, is never opened, whatever the index says."""
@@ -308,7 +349,10 @@ def test_an_index_can_only_name_files_beside_it(tmp_path: Path, name: Any):
     write_index(tmp_path, {"a": ONE, "b": ONE, "c": name})
     told = refuse(tmp_path)
     assert told.startswith(f"org/m/{INDEX_NAME} places 'c' in ")
-    assert told.endswith("why: a shard is a plain file name that ends in .safetensors.")
+    assert told.endswith(
+        "why: a shard is a plain file name that ends in .safetensors.\n"
+        "  do: fetch the file again, from someone you trust."
+    )
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path):
@@ -316,3 +360,92 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path: Path):
     assert (
         refuse(tmp_path / "gone") == "org/m/config.json does not exist.\n  do: name a folder that holds a whole model."
     )
+
+
+def link(folder: Path, name: str, target: Path) -> None:
+    """Put a link in a file's place."""
+    (folder / name).unlink()
+    (folder / name).symlink_to(target)
+
+
+@pytest.mark.parametrize("name", ["config.json", INDEX_NAME, TWO])
+def test_a_link_that_leads_out_of_the_checkpoint_is_refused(tmp_path: Path, name: str):
+    """No file of a checkpoint brings in another of the machine's, however good that one is."""
+    model, other = tmp_path / "model", tmp_path / "other"
+    for folder in (model, other):
+        folder.mkdir()
+        write_sharded(folder)
+    link(model, name, Path("..") / "other" / name)
+    assert refuse(model) == (
+        f"org/m/{name} is a link that leads out of its folder.\n  at: {other / name}\n"
+        "  why: a link in a checkpoint could bring any file of this machine into the output.\n"
+        "  do: put the file itself in the link's place."
+    )
+
+
+def test_a_link_inside_the_checkpoint_is_followed(tmp_path: Path):
+    """A file may lie in a folder of the checkpoint's own, and the checkpoint itself may be a link."""
+    model = tmp_path / "model"
+    (model / "deep").mkdir(parents=True)
+    write_sharded(model)
+    (model / TWO).rename(model / "deep" / TWO)
+    (model / TWO).symlink_to(Path("deep") / TWO)
+    (tmp_path / "alias").symlink_to(model)
+    assert list(read(tmp_path / "alias").tensors) == ["a", "b", "c"]
+
+
+def test_a_snapshot_of_the_cache_is_links_into_the_cache(tmp_path: Path):
+    """The Hub's cache keeps files under their digests and names them by links: those are followed, and no others."""
+    snapshot = tmp_path / "hub" / "models--org--m" / "snapshots" / ("0" * 40)
+    blobs = tmp_path / "hub" / "models--org--m" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    write_sharded(snapshot)
+    (snapshot / TWO).rename(blobs / "123")
+    (snapshot / TWO).symlink_to(Path("../../blobs/123"))
+    assert list(read(snapshot).tensors) == ["a", "b", "c"]
+    (blobs / "123").rename(tmp_path / "123")
+    link(snapshot, TWO, tmp_path / "123")
+    assert "leads out of its folder" in refuse(snapshot)
+
+
+json_like = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.text(max_size=3), json_like, max_size=3), st.booleans())
+def test_an_object_is_read_as_it_was_written(data: dict[str, Any], unique: bool):
+    """Reading gives what was written, whether keys must be unique or not."""
+    assert parse_object(json.dumps(data).encode(), unique=unique) == data
+
+
+@pytest.mark.parametrize("unique", [True, False])
+@pytest.mark.parametrize("depth", [1, MAX_DEPTH, MAX_DEPTH + 1, 3000, 500_000])
+def test_depth_has_one_bound(depth: int, unique: bool):
+    """What is nested no deeper than the bound is read, and anything deeper refused, however deep it is."""
+    raw = b'{"a":' * depth + b"1" + b"}" * depth
+    if depth <= MAX_DEPTH:
+        assert parse_object(raw, unique=unique)
+    else:
+        with pytest.raises(UntrustedError):
+            parse_object(raw, unique=unique)
+
+
+def test_the_bounds_are_sizes_of_real_files():
+    """A tokenizer may be larger than a header, and both are read to their bound and no further."""
+    for bounds in (SMALL._replace(values=4), LARGE._replace(values=4)):
+        assert parse_object(b'{"a": [1, 2, 3]}', bounds) == {"a": [1, 2, 3]}
+        with pytest.raises(UntrustedError, match="holds more than 4 values"):
+            parse_object(b'{"a": [1, 2, 3, 4]}', bounds)
+    with pytest.raises(UntrustedError, match="takes more than 3 bytes"):
+        parse_object(b"{  }", SMALL._replace(nbytes=3))
+    assert SMALL.values < LARGE.values and SMALL.nbytes < LARGE.nbytes
+
+
+def test_the_last_of_two_keys_counts_where_they_need_not_be_unique(tmp_path: Path):
+    """A config.json is read as every JSON library reads it."""
+    (tmp_path / "config.json").write_text('{"a": 1, "a": 2}')
+    assert read_json_object(tmp_path / "config.json", "config.json") == {"a": 2}

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
+import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+import stat
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from xmerge import disk
 from xmerge.checkpoints.headers import HeaderEntry, parse_header, read_header_length
+from xmerge.checkpoints.untrusted import (
+    SMALL,
+    Bounds,
+    UntrustedError,
+    is_plain_shard_name,
+    is_tensor_name,
+    parse_object,
+)
 from xmerge.errors import CheckpointError
+from xmerge.files import read_into
 from xmerge.values import fingerprint_json
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
-MAX_JSON_BYTES = 64 * 2**20
-MAX_JSON_DEPTH = 100
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -30,6 +42,17 @@ class StoredTensor(NamedTuple):
     shape: tuple[int, ...]
     offset: int
     nbytes: int
+
+
+class Contradictions(NamedTuple):
+    """Where shards and index do not say the same, by tensor and shard."""
+
+    twice: tuple[tuple[str, str, str], ...]
+    """(tensor, shard, the other shard that holds it)"""
+    absent: tuple[tuple[str, str], ...]
+    """What the index places in a shard that does not hold it."""
+    unindexed: tuple[tuple[str, str], ...]
+    """What a shard holds and the index does not name."""
 
 
 class Shard(NamedTuple):
@@ -114,62 +137,137 @@ def collect_tensors(
         index: The weight map, None for a single file.
         label: What errors call the model.
     """
-    tensors: dict[str, StoredTensor] = {}
-    for file, (header, start) in entries.items():
-        for entry in header:
-            if entry.name in tensors:
-                raise CheckpointError(f"{label} holds {entry.name} twice: in {tensors[entry.name].file} and {file}.")
-            size = entry.end - entry.begin
-            tensors[entry.name] = StoredTensor(entry.name, file, entry.dtype, entry.shape, start + entry.begin, size)
-    if index is not None:
-        absent = sorted(name for name, file in index.items() if name not in tensors or tensors[name].file != file)
-        unindexed = sorted(name for name in tensors if name not in index)
-        if absent or unindexed:
-            told = [f"not in their shard: {_some(absent)}"] if absent else []
-            told += [f"not in the index: {_some(unindexed)}"] if unindexed else []
-            raise CheckpointError(f"the index of {label} contradicts its shards.", why="; ".join(told) + ".")
+    found = find_contradictions({file: header for file, (header, _) in entries.items()}, index)
+    if found.twice:
+        name, first, second = found.twice[0]
+        more = f", and {len(found.twice) - 1} more so" if len(found.twice) > 1 else ""
+        raise CheckpointError(
+            f"{label} holds {name} twice: in {first} and {second}{more}.", remedy="fetch the whole model again."
+        )
+    if found.absent or found.unindexed:
+        told = [f"not in their shard: {_some([name for name, _ in found.absent])}"] if found.absent else []
+        told += [f"not in the index: {_some([name for name, _ in found.unindexed])}"] if found.unindexed else []
+        raise CheckpointError(
+            f"the index of {label} contradicts its shards.",
+            why="; ".join(told) + ".",
+            remedy="fetch index and shards of one and the same revision.",
+        )
+    tensors = {
+        entry.name: StoredTensor(
+            entry.name, file, entry.dtype, entry.shape, start + entry.begin, entry.end - entry.begin
+        )
+        for file, (header, start) in entries.items()
+        for entry in header
+    }
     return dict(sorted(tensors.items()))
+
+
+def find_contradictions(
+    headers: Mapping[str, tuple[HeaderEntry, ...]], index: Mapping[str, str] | None
+) -> Contradictions:
+    """Everything that two shards, or index and shards, say of one tensor that cannot both be so.
+
+    Args:
+        headers: The tensors of each shard.
+        index: The weight map, None for a single file.
+    """
+    places: dict[str, str] = {}
+    twice = []
+    for file, header in headers.items():
+        for entry in header:
+            if entry.name in places:
+                twice.append((entry.name, places[entry.name], file))
+            places.setdefault(entry.name, file)
+    held = {(entry.name, file) for file, header in headers.items() for entry in header}
+    said = sorted(index.items()) if index is not None else []
+    absent = tuple((name, file) for name, file in said if file in headers and (name, file) not in held)
+    unindexed = tuple(sorted((name, file) for name, file in places.items() if index is not None and name not in index))
+    return Contradictions(tuple(sorted(twice)), absent, unindexed)
 
 
 def read_local_shard(path: Path, told: str) -> tuple[Shard, tuple[HeaderEntry, ...], int]:
     """A local shard by its header: what it is, its tensors, and where its data starts."""
     try:
-        with path.open("rb") as file:
-            stat = os.fstat(file.fileno())
-            start = file.read(8)
-            length = read_header_length(start, stat.st_size, told)
-            raw = start + file.read(length)
+        with open_inside(path, told) as descriptor:
+            status = disk.fstat(descriptor)
+            length = read_header_length(_read_first(descriptor, 8), status.st_size, told)
+            raw = _read_first(descriptor, 8 + length)
     except OSError as error:
         raise CheckpointError(f"{told} cannot be read: {error.strerror}.") from error
-    entries = parse_header(raw, stat.st_size, told)
-    shard = Shard(path.name, stat.st_size, hashlib.sha256(raw).hexdigest(), stat.st_mtime_ns)
+    entries = parse_header(raw, status.st_size, told)
+    shard = Shard(path.name, status.st_size, hashlib.sha256(raw).hexdigest(), status.st_mtime_ns)
     return shard, entries, len(raw)
 
 
-def read_json_object(path: Path, told: str) -> dict[str, Any]:
+@contextlib.contextmanager
+def open_inside(path: Path, told: str) -> Iterator[int]:
+    """The descriptor of a file of a checkpoint: a regular one, which lies where the checkpoint does.
+
+    Raises:
+        CheckpointError: It is a pipe or a device, or a link that leads out of the checkpoint.
+        OSError: It cannot be opened.
+    """
+    refuse_escape(path, told)
+    # Without O_NONBLOCK, a pipe would be waited for.
+    descriptor = disk.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        kind = disk.fstat(descriptor).st_mode
+        if stat.S_ISDIR(kind):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(kind):
+            raise CheckpointError(f"{told} is a pipe or a device.", remedy="put the file itself in its place.")
+        yield descriptor
+    finally:
+        disk.close(descriptor)
+
+
+def refuse_escape(path: Path, told: str) -> None:
+    """Refuse a link that leads out of its checkpoint, which could bring any file of this machine into an output.
+
+    A folder of the Hub's cache holds nothing but links, into the same cache.
+
+    Raises:
+        CheckpointError: Names the file, and where it leads.
+    """
+    if not path.is_symlink():
+        return
+    folder = path.parent.resolve()
+    is_snapshot = folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--")
+    inside = folder.parents[2] if is_snapshot else folder
+    actual = path.resolve()
+    if not actual.is_relative_to(inside):
+        raise CheckpointError(
+            f"{told} is a link that leads out of its folder.",
+            where=str(actual),
+            why="a link in a checkpoint could bring any file of this machine into the output.",
+            remedy="put the file itself in the link's place.",
+        )
+
+
+def read_json_object(path: Path, told: str, bounds: Bounds = SMALL, *, unique: bool = False) -> dict[str, Any]:
     """A JSON object from a file that may say what it likes.
 
     Raises:
-        CheckpointError: The file is missing, too large, or no JSON object.
+        CheckpointError: The file is missing, too large, or no JSON object, or has a key twice if it must be `unique`.
     """
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_JSON_BYTES + 1)
+        with open_inside(path, told) as descriptor:
+            raw = _read_first(descriptor, min(disk.fstat(descriptor).st_size, bounds.nbytes + 1))
     except FileNotFoundError:
         raise CheckpointError(f"{told} does not exist.", remedy="name a folder that holds a whole model.") from None
     except OSError as error:
         raise CheckpointError(f"{told} cannot be read: {error.strerror}.") from error
-    if len(raw) > MAX_JSON_BYTES:
-        raise CheckpointError(f"{told} has more than {MAX_JSON_BYTES} bytes.")
     try:
-        data = json.loads(raw.decode("utf-8-sig"))
-    except (ValueError, RecursionError):
-        raise CheckpointError(f"{told} is not JSON.", remedy="fetch the file again.") from None
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{told} is not a JSON object.")
-    if _is_deep(data):
-        raise CheckpointError(f"{told} is nested more than {MAX_JSON_DEPTH} deep.", remedy="fetch the file again.")
-    return data
+        # Some editors put a byte order mark in front.
+        return parse_object(raw.removeprefix(codecs.BOM_UTF8), bounds, unique=unique)
+    except UntrustedError as error:
+        raise CheckpointError(f"{told} {error}.", remedy="fetch the file again.") from None
+
+
+def _read_first(descriptor: int, count: int) -> bytes:
+    """The first bytes of a file, fewer where it has fewer."""
+    buffer = bytearray(count)
+    return bytes(buffer[: read_into(descriptor, memoryview(buffer), 0)])
 
 
 def read_config(path: Path, told: str) -> dict[str, Any]:
@@ -186,40 +284,23 @@ def read_config(path: Path, told: str) -> dict[str, Any]:
     return data
 
 
-def _is_deep(data: dict[str, Any]) -> bool:
-    """Whether anything that looks into the data level by level could run out of stack."""
-    level: list[Any] = [data]
-    for _ in range(MAX_JSON_DEPTH):
-        inner = [each.values() if isinstance(each, dict) else each for each in level]
-        level = [child for children in inner for child in children if isinstance(child, dict | list)]
-        if not level:
-            return False
-    return True
-
-
 def read_weight_map(path: Path, told: str) -> dict[str, str]:
     """The index's tensor -> shard, each shard a plain file name beside the index."""
-    weight_map = read_json_object(path, told).get("weight_map")
+    weight_map = read_json_object(path, told, unique=True).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{told} has no weight_map, and so names no shard.", remedy="fetch the file again.")
     for tensor, file in weight_map.items():
+        if not is_tensor_name(tensor):
+            raise CheckpointError(
+                f"{told} names {tensor[:80]!r}, which is no name for a tensor.", remedy="fetch the file again."
+            )
         if not is_plain_shard_name(file):
             raise CheckpointError(
                 f"{told} places {tensor[:80]!r} in {str(file)[:80]!r}.",
                 why="a shard is a plain file name that ends in .safetensors.",
+                remedy="fetch the file again, from someone you trust.",
             )
     return weight_map
-
-
-def is_plain_shard_name(name: Any) -> bool:
-    """Whether a name from an index can only mean a file beside the index."""
-    return (
-        isinstance(name, str)
-        and name.endswith(".safetensors")
-        and name.isprintable()
-        and not name.startswith(".")
-        and not any(part in name for part in ("/", "\\", ":", "\0"))
-    )
 
 
 def _list_names(folder: Path, label: str) -> list[str]:
@@ -243,7 +324,11 @@ def _no_weights(present: list[str], label: str) -> CheckpointError:
             f"{label} holds {_some(loose)} but neither {SINGLE_NAME} nor {INDEX_NAME}.",
             remedy="fetch the index, or name a folder that transformers wrote.",
         )
-    return CheckpointError(f"{label} holds no weights.", why=f"neither {SINGLE_NAME} nor {INDEX_NAME} is there.")
+    return CheckpointError(
+        f"{label} holds no weights.",
+        why=f"neither {SINGLE_NAME} nor {INDEX_NAME} is there.",
+        remedy="name a folder with a model's weights in safetensors, or fetch the whole model again.",
+    )
 
 
 def _some(names: list[str]) -> str:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from xmerge.checkpoints.untrusted import SMALL, UntrustedError, is_tensor_name, parse_object
 from xmerge.errors import CheckpointError
 
-MAX_HEADER_BYTES = 100_000_000
+MAX_HEADER_BYTES = SMALL.nbytes
 MAX_RANK = 16
 
 DTYPE_BITS = {
@@ -27,7 +27,6 @@ DTYPE_BYTES = {name: bits // 8 for name, bits in DTYPE_BITS.items() if bits % 8 
 MERGEABLE_DTYPES = ("BF16", "F16", "F32", "F64")
 _TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 _WRITING_ORDER = {dtype: place for place, dtype in enumerate(DTYPE_BITS)}
-_TENSOR_NAME = re.compile(r"[A-Za-z0-9_][\x21-\x7e]{0,511}")
 
 
 class HeaderEntry(NamedTuple):
@@ -65,8 +64,11 @@ def parse_header(raw: bytes, file_size: int, file: str) -> tuple[HeaderEntry, ..
     text = raw[8 : 8 + length]
     if len(text) < length or not text.startswith(b"{"):
         raise damaged(file, "its header does not start with '{' or is cut off")
-    data = _parse_json(text, file)
-    data.pop("__metadata__", None)
+    try:
+        data = parse_object(text)
+    except UntrustedError as error:
+        raise damaged(file, f"its header {error}") from None
+    _check_metadata(data.pop("__metadata__", {}), file)
     entries = [_parse_entry(name, value, file) for name, value in data.items()]
     entries.sort(key=lambda entry: (entry.begin, entry.end, entry.name))
     _check_layout(entries, file_size - 8 - length, file)
@@ -118,24 +120,13 @@ def damaged(file: str, why: str) -> CheckpointError:
     )
 
 
-def _parse_json(text: bytes, file: str) -> dict[str, Any]:
-    def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        data = dict(pairs)
-        if len(data) != len(pairs):
-            raise damaged(file, "a key stands twice in its header")
-        return data
-
-    try:
-        data = json.loads(text.decode("utf-8"), object_pairs_hook=refuse_duplicates)
-    except (ValueError, RecursionError):
-        raise damaged(file, "its header is not JSON") from None
-    if not isinstance(data, dict):
-        raise damaged(file, "its header is not a JSON object")
-    return data
+def _check_metadata(metadata: Any, file: str) -> None:
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise damaged(file, "its __metadata__ is no mapping of texts")
 
 
 def _parse_entry(name: str, value: Any, file: str) -> HeaderEntry:
-    if not _TENSOR_NAME.fullmatch(name):
+    if not is_tensor_name(name):
         raise damaged(file, f"{name[:80]!r} is no name for a tensor")
     try:
         dtype, shape, (begin, end) = value["dtype"], value["shape"], value["data_offsets"]

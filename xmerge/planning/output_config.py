@@ -11,6 +11,7 @@ from xmerge.architecture import ResolvedArchitecture, ResolvedModel
 from xmerge.architecture.models import config_dtype
 from xmerge.architecture.rules import refuse_said, show
 from xmerge.checkpoints import torch_name_of
+from xmerge.checkpoints.checkpoint import refuse_escape
 from xmerge.errors import CheckpointError, PlanError
 from xmerge.planning.plan import LayerPlan
 from xmerge.planning.slices import OutputLayer
@@ -42,10 +43,11 @@ def digest_side_files(target: ResolvedModel, names: Sequence[str]) -> str:
     """SHA-256 of what the files hold.
 
     Raises:
-        CheckpointError: One of them cannot be read.
+        CheckpointError: One of them cannot be read, or is a link that leads out of the model.
     """
     folder, digest = metadata_folder(target.location), hashlib.sha256()
     for name in names:
+        refuse_escape(folder / name, f"{target.label}/{name}")
         try:
             digest.update(hashlib.sha256((folder / name).read_bytes()).digest())
         except OSError as error:
