@@ -85,7 +85,8 @@ def test_what_is_neither_folder_nor_repository_is_refused(asked, path: str):
 def test_a_file_is_no_model(asked, tmp_path: Path):
     """A model is a folder; the name of one of its files is refused."""
     (tmp_path / "here" / "model.safetensors").touch()
-    assert "there is no model './model.safetensors'" in refuse(parse_reference("./model.safetensors"), CheckpointError)
+    told = "'./model.safetensors' is a file, and a model is a folder."
+    assert told in refuse(parse_reference("./model.safetensors"), CheckpointError)
 
 
 def test_a_folder_has_no_revision(asked, tmp_path: Path):

@@ -58,6 +58,10 @@ def locate_model(reference: ModelReference, config_folder: Path | None = None) -
             label=folder.name if Path(path).name in ("", "..") else Path(path).name,
             folder=folder,
         )
+    if os.path.isfile(os.path.expanduser(path)):
+        raise CheckpointError(
+            f"'{path}' is a file, and a model is a folder.", remedy="name the folder that holds its config.json."
+        )
     if not hub.is_repo_id(path) or path.startswith((".", "/", "~")):
         raise CheckpointError(
             f"there is no model '{path}'.",

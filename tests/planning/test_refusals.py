@@ -287,6 +287,36 @@ def test_another_model_s_tokenizer_is_refused(tokenized):
     assert error.where == "recipe.yml, line 6: tokenizer_source"
 
 
+def test_a_tokenizer_of_no_model_is_refused(tokenized):
+    """A name that is neither a choice nor a model of the configuration is told to be none."""
+    error = tokenized.refuse(SLERP + "tokenizer_source: bsae")
+    assert error.what == "'tokenizer_source' names bsae, which is no model of this configuration."
+    assert error.where == "recipe.yml, line 6: tokenizer_source"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "place"),
+    [
+        (SLERP.replace("model: B", "model: ./gone"), "recipe.yml, line 5: models[1].model"),
+        (SLERP.replace("base_model: A", "base_model: ./gone"), "recipe.yml, line 2: base_model"),
+        (
+            "merge_method: passthrough\nslices:\n- sources:\n  - {model: ./gone, layer_range: [0, 1]}\n",
+            "recipe.yml, line 4: slices[0].sources[0].model",
+        ),
+        (
+            "merge_method: passthrough\nmodules:\n  default:\n    models:\n    - model: ./gone\n",
+            "recipe.yml, line 5: modules.default.models[0].model",
+        ),
+    ],
+)
+def test_a_model_that_is_not_found_is_refused_where_it_is_named(bench, recipe, place):
+    """Whatever is wrong with a model's name is told with its first mention."""
+    bench.write("A")
+    assert bench.refuse(recipe, code=3).where == place
+    adapted = bench.refuse(recipe.replace("./gone", "A+some/adapter"))
+    assert (adapted.where, "LoRA" in adapted.what) == (place, True)
+
+
 def test_a_union_of_different_vocabularies_is_refused(tokenized):
     """Even where no embedding is merged, because every model's tokens are asked for."""
     error = tokenized.refuse(SLERP + "tokenizer_source: union\nparameters: {t: [{filter: mlp, value: 0.5}]}")

@@ -18,8 +18,8 @@ from xmerge.architecture.quantization import PackedWeight, find_packed, find_rep
 from xmerge.architecture.rules import refuse_said, show
 from xmerge.architecture.traits import Traits
 from xmerge.checkpoints import Checkpoint, StoredTensor
-from xmerge.config import MergeConfig, ModelReference, ModuleDefinition
-from xmerge.errors import CheckpointError, PlanError, nearest
+from xmerge.config import MergeConfig, ModelReference, list_mentions, locate_mention
+from xmerge.errors import CheckpointError, PlanError, XmergeError, nearest
 from xmerge.sources import Location, locate_model, read_model
 
 MOST_LAYERS = 10_000
@@ -208,7 +208,7 @@ def resolve(config: MergeConfig) -> ResolvedArchitecture:
     """
     references = tuple(dict.fromkeys(list_references(config)))
     target = _choose_target(config, references)
-    locations = label_apart([locate_model(reference, config.source.folder) for reference in references])
+    locations = label_apart([_locate(config, reference) for reference in references])
     with garbage.left_alone():
         models = tuple(
             describe_model(location, reference.override_architecture)
@@ -219,15 +219,16 @@ def resolve(config: MergeConfig) -> ResolvedArchitecture:
 
 def list_references(config: MergeConfig) -> Iterator[ModelReference]:
     """The models of a configuration in a fixed order: the base, then as written."""
-    if config.base_model is not None:
-        yield config.base_model
-    parts: list[MergeConfig | ModuleDefinition] = [config, *config.modules.values()]
-    for part in parts:
-        yield from (each.model for each in part.models)
-        for piece in part.slices:
-            yield from (source.model for source in piece.sources)
-            if piece.base_model is not None:
-                yield piece.base_model
+    yield from (reference for _, reference in list_mentions(config))
+
+
+def _locate(config: MergeConfig, reference: ModelReference) -> Location:
+    """Find a model; an error says where the configuration names it."""
+    try:
+        return locate_model(reference, config.source.folder)
+    except XmergeError as error:
+        where = "; ".join(filter(None, (locate_mention(config, reference), error.where)))
+        raise type(error)(error.what, where=where, why=error.why, remedy=error.remedy) from None
 
 
 def describe_model(location: Location, override: str | None = None) -> ResolvedModel:

@@ -1,6 +1,7 @@
 """The configuration: what a person writes, read strictly."""
 
 from xmerge.config.loading import load_config, parse_config, parse_reference
+from xmerge.config.mentions import list_mentions, locate_mention
 from xmerge.config.schema import (
     InputModel,
     LayerRange,
@@ -29,7 +30,9 @@ __all__ = [
     "Setting",
     "SliceSource",
     "TokenizerConfig",
+    "list_mentions",
     "load_config",
+    "locate_mention",
     "parse_config",
     "parse_reference",
 ]

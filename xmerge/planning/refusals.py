@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from xmerge.architecture import ResolvedArchitecture, ResolvedModel
 from xmerge.architecture.differences import CLASS_NAMES
 from xmerge.checkpoints.checkpoint import read_json_object
 from xmerge.checkpoints.untrusted import LARGE
-from xmerge.config import MergeConfig, ModelReference, ModuleDefinition, TokenizerConfig
-from xmerge.config.source import Path
+from xmerge.config import MergeConfig, TokenizerConfig, locate_mention
 from xmerge.errors import PlanError
 from xmerge.planning.decisions import Fault
 from xmerge.planning.plan import LayerPlan
@@ -156,6 +155,12 @@ def refuse_tokenizer_merge(
             where=where,
             remedy=f"leave them out; the output has the tokenizer and the vocabulary of {label}.",
         )
+    if asked.source not in ("base", "union", *architecture.references):
+        raise PlanError(
+            f"'{key}' names {asked.source}, which is no model of this configuration.",
+            where=where,
+            remedy=f"leave it out; the output has the tokenizer of {label}, whose architecture it has.",
+        )
     if asked.source not in ("base", "union") and asked.source != architecture.references[architecture.target_index]:
         raise PlanError(
             f"the output has the tokenizer of {label}, whose architecture it has, not of {asked.source}.",
@@ -182,24 +187,7 @@ def refuse_tokenizer_merge(
 
 def _refuse_unknown(config: MergeConfig, architecture: ResolvedArchitecture) -> None:
     for model, reference in zip(architecture.models, architecture.references, strict=True):
-        refuse_strangers(architecture.target, model, config.source.locate(*_find_mention(config, reference)))
-
-
-def _find_mention(config: MergeConfig, reference: ModelReference) -> Path:
-    return next((path for path, each in _list_mentions(config) if each == reference), ())
-
-
-def _list_mentions(config: MergeConfig) -> Iterator[tuple[Path, ModelReference | None]]:
-    yield ("base_model",), config.base_model
-    parts: list[tuple[Path, MergeConfig | ModuleDefinition]] = [((), config)]
-    parts += [(("modules", name), module) for name, module in config.modules.items()]
-    for path, part in parts:
-        for index, each in enumerate(part.models):
-            yield (*path, "models", index, "model"), each.model
-        for index, piece in enumerate(part.slices):
-            yield (*path, "slices", index, "base_model"), piece.base_model
-            for number, source in enumerate(piece.sources):
-                yield (*path, "slices", index, "sources", number, "model"), source.model
+        refuse_strangers(architecture.target, model, locate_mention(config, reference))
 
 
 def _count(faults: Sequence[Fault]) -> str:
