@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from xmerge.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
-    from xmerge.methods import Parameter
+    from xmerge.methods import MergeMethod, Parameter
 
 
 @click.command()
@@ -54,39 +54,55 @@ def methods(name: str | None, as_json: bool) -> None:
 
     chosen = [find_method(name)] if name else list(list_methods())
     if as_json:
-        described = [
-            {
-                "name": method.name,
-                "text": method.text,
-                "base": method.base,
-                "parameters": [
-                    {
-                        "name": each.name,
-                        "per_model": each.per_model,
-                        "default": each.default,
-                        "range": str(each.range),
-                        "text": each.range.text,
-                    }
-                    for each in method.parameters
-                ],
-            }
-            for method in chosen
-        ]
-        click.echo(json.dumps(described, indent=1))
+        click.echo(json.dumps([_describe(method) for method in chosen], indent=1))
     elif name is None:
         width = max(len(method.name) for method in chosen)
         for method in chosen:
             click.echo(f"{method.name:<{width}}  {method.summary}")
     else:
         method = chosen[0]
-        click.echo(f"{method.name}: {method.text}\n\nParameters:")
+        click.echo(f"{method.name}: {method.text}\n\nModels: {_tell_models(method)}\n")
+        click.echo("Parameters:" if method.parameters else "Parameters: none")
         for each in method.parameters:
             kind = "true or false" if each.is_switch else str(each.range)
             owner = "one for each model" if each.per_model else "one for all models"
             click.echo(f"  {each.name}: {each.range.text} ({kind}; {owner}; {_tell_default(each)})")
 
 
+def _describe(method: MergeMethod) -> dict[str, Any]:
+    """A method as data."""
+    return {
+        "name": method.name,
+        "text": method.text,
+        "base": method.base,
+        "models": method.inputs,
+        "parameters": [
+            {
+                "name": each.name,
+                "per_model": each.per_model,
+                "default": each.default,
+                "range": str(each.range),
+                "text": each.range.text,
+            }
+            for each in method.parameters
+        ],
+    }
+
+
+def _tell_models(method: MergeMethod) -> str:
+    """How many models meet, and what the base is among them."""
+    least, most = (None if number is None else number - (method.base == "required") for number in method.inputs)
+    count = f"{least}" if least == most else f"{least} or more" if most is None else f"{least} to {most}"
+    if method.base == "required":
+        return f"the base, and {count} beside it"
+    return (
+        f"{count}; a base_model is one of them" if method.base == "as_input" else f"{count}, and a base if one is named"
+    )
+
+
 def _tell_default(parameter: Parameter) -> str:
+    if parameter.default is None and parameter.per_model:
+        return "no default: a model without a value for a tensor takes no part in it"
     if parameter.default is None:
         return "no default: tensors without a value keep the base's"
     return f"default: {str(bool(parameter.default)).lower() if parameter.is_switch else f'{parameter.default:g}'}"

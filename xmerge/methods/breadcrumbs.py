@@ -22,9 +22,9 @@ def breadcrumbs(
 ) -> Rule:
     """The base plus a weighted sum of task vectors without their outliers and without what is small.
 
-    d_i = the int(density_i n) largest of x_i - base behind its int(gamma_i n) largest, of equal ones the first; fewer
-    of the largest go where not so many would be left; density_i = 1 keeps all. y = base + lambda sum_i w_i d_i, divided
-    by sum_i w_i when `normalize` is true and that is not 0. Davari and Belilovsky 2023,
+    d_i = the int(density_i n) of x_i - base that are largest in magnitude behind the int(gamma_i n) largest, of equal
+    ones the first; fewer of the largest go where not so many would be left; density_i = 1 keeps all. y = base + lambda
+    sum_i w_i d_i, divided by sum_i w_i when `normalize` is true and that is not 0. Davari and Belilovsky 2023,
     https://arxiv.org/abs/2312.06795. A tensor with gamma_i n < 1 has no outliers to lose.
     """
     sparse = keep_between(tensor, density, gamma, rescale=rescale)

@@ -25,6 +25,7 @@ def dare_linear(
     sum_i w_i when `normalize` is true and that is not 0. With `rescale`, as in mergekit, f_i = sum |x_i - base| /
     sum |m_i (x_i - base)| (the paper's is 1 / density_i), else 1. Yu et al. 2023, https://arxiv.org/abs/2311.03099.
     What is kept follows from `random_seed`, the tensor's name and the donor's; `rng: mergekit` draws as mergekit does.
+    Tensors of a few numbers can lose all of them.
     """
     sparse = keep_by_chance(tensor, density, rescale=rescale)
     return add_task_vectors(sparse, weight, elect=False, normalize=normalize, scale=lambda_)

@@ -21,7 +21,8 @@ def task_arithmetic(
     """The base plus a weighted sum of the donors' task vectors.
 
     y = base + lambda sum_i w_i (x_i - base), the sum divided by sum_i w_i when `normalize` is true and that is not 0.
-    Ilharco et al. 2022, https://arxiv.org/abs/2212.04089.
+    Ilharco et al. 2022, https://arxiv.org/abs/2212.04089. It is made for donors that were trained from the base: of
+    others the difference from the base is most of the model.
     """
     donors = weight[1:]
     total = sum(donors)

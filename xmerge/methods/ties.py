@@ -21,9 +21,10 @@ def ties(
 ) -> Rule:
     """Task vectors, trimmed to their largest numbers, of which each element keeps those of the elected sign.
 
-    d_i = the int(density_i n) largest of x_i - base, of equal ones the first; s = sign of sum_i w_i d_i, + where that
-    is 0; y = base + lambda sum w_i d_i over the d_i of sign s, divided by the sum of their w_i when `normalize` is true
-    and that is not 0. Yadav et al. 2023, https://arxiv.org/abs/2306.01708. With density_i n < 1 nothing is kept.
+    d_i = the int(density_i n) of x_i - base that are largest in magnitude, of equal ones the first; s = sign of
+    sum_i w_i d_i, + where that is 0; y = base + lambda sum w_i d_i over the d_i of sign s, divided by the sum of their
+    w_i when `normalize` is true and that is not 0. Yadav et al. 2023, https://arxiv.org/abs/2306.01708. Where
+    density_i n < 1 nothing is kept.
     """
     sparse = keep_largest(tensor, density, rescale=rescale)
     return add_task_vectors(sparse, weight, elect=True, normalize=normalize, scale=lambda_)
