@@ -14,6 +14,7 @@ from xmerge.planning.plan import MISFIT, LayerPlan, TensorPlan
 from xmerge.planning.slices import OutputLayer, walk_paths
 from xmerge.planning.slots import is_stray_head
 from xmerge.planning.table import show_ranges
+from xmerge.planning.unknown import list_changed_keys, tell_unknown
 
 
 def list_foreign(architecture: ResolvedArchitecture, index: int, layout: Sequence[OutputLayer]) -> tuple[str, ...]:
@@ -59,6 +60,7 @@ def list_warnings(
         *_warn_of_dropped_layers(config, architecture, layout),
         *_warn_of_nothing_merged(architecture, tensors),
         *_warn_of_stray_heads(architecture),
+        *_warn_of_unknown_models(architecture, tensors),
         *_warn_of_differences(architecture, layers),
         *_warn_of_idle_keys(config),
         *_warn_of_idle_folds(config, tensors),
@@ -101,6 +103,22 @@ def _warn_of_stray_heads(architecture: ResolvedArchitecture) -> Iterator[str]:
             yield (
                 f"{model.label} holds an output matrix beside an embedding that is its output; programs ignore it, "
                 "and so does the merge."
+            )
+
+
+def _warn_of_unknown_models(architecture: ResolvedArchitecture, tensors: Sequence[TensorPlan]) -> Iterator[str]:
+    """Equal names and shapes are all that such tensors were compared by."""
+    target, giving = architecture.target, {source.model for tensor in tensors for source in tensor.sources}
+    donors = [each for index, each in enumerate(architecture.models) if index in giving and each is not target]
+    if target.family is not None or not donors:
+        return
+    yield f"{tell_unknown(target)}: tensors of equal name and shape are taken for the same thing."
+    for donor in donors:
+        keys = list_changed_keys(target, donor)
+        if keys:
+            yield (
+                f"{target.label} and {donor.label} differ in config.json, and nothing says for which tensors that "
+                f"matters: {', '.join(keys)}."
             )
 
 
