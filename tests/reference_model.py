@@ -73,8 +73,12 @@ class ReferenceModel:
         if rope is not None:
             assert self.model.family is not None
             q, k = (rotate(each, rope, self.model.family.rope) for each in (q, k))
-            if self.traits.tell("head_norm") != "none":
-                q, k = (normalize(each, self.traits.tell("norm_eps")) for each in (q, k))
+        if self.traits.tell_head_norm(layer) != "none":
+            q, k = (normalize(each, self.traits.tell("norm_eps")) for each in (q, k))
+        temperature = self.traits.temperature_of(layer)
+        if temperature is not None:
+            places = (torch.arange(len(x)) + temperature.start) // temperature.length
+            q = q * (1 + temperature.growth * torch.log1p(places))[:, None, None]
         k, v = (each.repeat_interleave(q.shape[1] // each.shape[1], dim=1) for each in (k, v))
         scores = torch.einsum("ihd,jhd->hij", q, k) * self.traits.tell("softmax_scale")
         scores = cap(scores, self.traits.tell("attention_softcap"))
@@ -90,6 +94,9 @@ class ReferenceModel:
         """Whether a token (row) sees a token (column)."""
         place, window = torch.arange(length), self.traits.window_of(layer)
         seen = place[:, None] >= place[None, :]
+        if self.traits.tell("looks") == "both ways":
+            apart = (place[:, None] - place[None, :]).abs()
+            return apart >= 0 if window is None else apart <= window // 2
         if window is None:
             return seen
         if "chunked" in str(self.traits.kind_of(layer)):

@@ -219,6 +219,8 @@ _SIGHT = {
     "patch_size": 4,
 }
 _QWEN_SIGHT = {"depth": 1, "embed_dim": 16, "hidden_size": 16, "num_heads": 2, "patch_size": 4, "intermediate_size": 16}
+_YARN = {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "mscale": 0.7, "mscale_all_dim": 0.9}}
+_LONG = {"attn_temperature_tuning": True, "attn_scale": 0.5, "floor_scale": 3}
 _SCALES = {"query_pre_attn_scalar": 20, "sliding_window": 5}
 _OF_QWEN = {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}
 
@@ -242,10 +244,10 @@ RECIPES: Mapping[str, Recipe] = {
     "cohere2": Recipe({"logit_scale": 0.25, "sliding_window": 5}, ({"sliding_window_pattern": 2},)),
     "deepseek_v2": Recipe(
         _LATENT,
-        ({"q_lora_rank": None}, {"attention_bias": True}, {"mlp_bias": True}),
+        ({"q_lora_rank": None}, {"attention_bias": True}, {"mlp_bias": True}, _YARN),
         without=("head_dim",),
     ),
-    "deepseek_v3": Recipe(_LATENT, ({"q_lora_rank": None}, {"attention_bias": True}), without=("head_dim",)),
+    "deepseek_v3": Recipe(_LATENT, ({"q_lora_rank": None}, {"attention_bias": True}, _YARN), without=("head_dim",)),
     "falcon": Recipe({"parallel_attn": True}, ({"parallel_attn": False}, {"alibi": True}), without=("head_dim",)),
     "falcon2": Recipe({"num_kv_heads": 2}, without=("head_dim",)),
     "falcon_new": Recipe({"num_kv_heads": 2}, ({"num_ln_in_parallel_attn": 2},), without=("head_dim",)),
@@ -255,7 +257,10 @@ RECIPES: Mapping[str, Recipe] = {
         {**_SCALES, "attn_logit_softcapping": 1.0, "final_logit_softcapping": 2.0},
         ({"attn_logit_softcapping": None}, {"final_logit_softcapping": None}, {"sliding_window": 3}),
     ),
-    "gemma3": Recipe({**_SCALES, "rope_local_base_freq": 50.0}, ({"sliding_window_pattern": 2},)),
+    "gemma3": Recipe(
+        {**_SCALES, "rope_local_base_freq": 50.0},
+        ({"sliding_window_pattern": 2}, {"use_bidirectional_attention": True, "sliding_window": 4}),
+    ),
     "gemma3_multimodal": Recipe(
         {**_SCALES, "rope_local_base_freq": 50.0},
         ({"sliding_window_pattern": 3},),
@@ -274,11 +279,16 @@ RECIPES: Mapping[str, Recipe] = {
     ),
     "llama4": Recipe(
         {**_EXPERTS, "intermediate_size_mlp": 80, "attention_chunk_size": 5, "attn_temperature_tuning": False},
-        ({"moe_layers": []}, {"interleave_moe_layer_step": 2}, {"moe_layers": [], "use_qk_norm": False}),
+        (
+            {"moe_layers": []},
+            {"interleave_moe_layer_step": 2},
+            {"moe_layers": [], "use_qk_norm": False},
+            {"moe_layers": [], "no_rope_layers": [1, 0, 0, 1], **_LONG},
+        ),
     ),
     "llama4_multimodal": Recipe(
         {**_EXPERTS, "intermediate_size_mlp": 80, "attention_chunk_size": 5, "attn_temperature_tuning": False},
-        ({"moe_layers": []}, {"no_rope_layer_interval": 2, "moe_layers": [0]}),
+        ({"moe_layers": []}, {"no_rope_layer_interval": 2, "moe_layers": [0]}, {"moe_layers": [], **_LONG}),
         {
             "vision_config": _SIGHT
             | {"intermediate_size": 64, "vision_output_dim": 16, "projector_input_dim": 16, "projector_output_dim": 16}

@@ -16,6 +16,7 @@ LLAMA: Model = ("llama", {})
 ATTENTION = ("attn_q", "attn_k", "attn_v", "attn_output")
 FEED_FORWARD = ("ffn_gate", "ffn_up", "ffn_down")
 LAYER = (*ATTENTION, *FEED_FORWARD, "attn_norm", "ffn_norm")
+WINDOW = "sliding_attention"
 KNOWN = "default, dynamic, linear, llama3, longrope, mrope, proportional, su, yarn"
 LOSES = (
     "and A does not: its q and k lose their scale. Measured, no formula makes up for that; filtering to "
@@ -117,6 +118,29 @@ def llama(**config: Any) -> Model:
             id="window",
         ),
         pytest.param(
+            ("attn_q", "attn_k"), ("llama4", {"attention_chunk_size": 16}), ("llama4", {"layer_types": [WINDOW] * 4}),
+            "C", "the layer sees a chunk of 16 tokens in A, 8192 tokens in B",
+            id="chunks",
+        ),
+        pytest.param(
+            ("attn_q", "attn_k"), ("gemma3", {}), ("gemma3", {"use_bidirectional_attention": True}), "C",
+            "a token looks backwards in A, both ways in B",
+            id="direction",
+        ),
+        pytest.param(
+            ("attn_q", "attn_k"), ("llama4", {"no_rope_layers": [0] * 4}),
+            ("llama4", {"no_rope_layers": [0] * 4, "attn_scale": 0.5, "floor_scale": 64}), "C",
+            "attention scores grow with the position by 1 + 0.1 log(1 + position / 8192) in A, by 1 + 0.5 log(1 + "
+            "position / 64) in B",
+            id="temperature",
+        ),
+        pytest.param(
+            ("attn_q", "attn_k"), ("llama4", {"no_rope_layers": [0] * 4}),
+            ("llama4", {"no_rope_layers": [0] * 4, "attn_temperature_tuning": False}), "C",
+            "attention scores grow with the position by 1 + 0.1 log(1 + position / 8192) in A, not at all in B",
+            id="temperature switched off",
+        ),
+        pytest.param(
             ("attn_q", "attn_k"), ("gemma2", {}), ("gemma", {}), "C",
             "attention scores are capped at 50 in A, none in B",
             id="cap of attention",
@@ -189,17 +213,17 @@ def llama(**config: Any) -> Model:
         ),
         pytest.param(
             ("token_embd", "output"), LLAMA, ("mistral", {}), "C",
-            "its rows are tokens, and A and B may number them otherwise",
+            "its rows are tokens, which A and B may number differently",
             id="vocabulary",
         ),
         pytest.param(
             ("output",), LLAMA, llama(tie_word_embeddings=True), "A",
-            "B ties its output to its embedding, which gives",
+            "B has no output matrix of its own: its embedding serves as one, and is taken here",
             id="a tied donor",
         ),
         pytest.param(
             ("attn_norm", "ffn_norm", "output_norm"), llama(rms_norm_eps=1e-5), llama(rms_norm_eps=1e-6), "A",
-            "norms add 1e-05 to the mean square in A, 1e-06 to the mean square in B",
+            "the epsilon of norms is 1e-05 in A, 1e-06 in B",
             id="eps",
         ),
     ],
@@ -262,12 +286,23 @@ def test_a_scale_that_is_folded_is_exact(compare, role, fold, key, what):
         ("gemma2", {}, (0, 1), "C"),
         ("smollm3", {"no_rope_layers": [1, 0, 1, 0]}, (1, 3), "A"),
         ("smollm3", {"no_rope_layers": [1, 0, 1, 0]}, (0, 3), "C"),
+        ("llama4", {"no_rope_layers": [1, 0, 0, 1]}, (1, 2), "A"),
+        ("llama4", {"no_rope_layers": [1, 0, 0, 1]}, (0, 3), "A"),
+        ("llama4", {"no_rope_layers": [1, 0, 0, 1]}, (0, 1), "C"),
     ],
 )
 def test_layers_are_compared_with_those_that_they_meet(compare, family, config, layers, grade):
     """Windows and rotation are those of the two layers that meet."""
     ours, theirs = (family, config), (family, {**config, "rms_norm_eps": 0.1})
     assert compare("attn_q", ours, theirs, layers)[0] == grade
+
+
+def test_layers_without_rotation_have_no_norm_of_heads_to_differ_in(compare):
+    """Llama 4 normalizes q and k only where it rotates them; elsewhere switching the norm off changes nothing."""
+    theirs = ("llama4", {"use_qk_norm": False})
+    told = "before they meet, q and k also go through an RMS norm without a weight in A, not in B"
+    assert compare("attn_q", ("llama4", {}), theirs, (0, 0)) == ("C", [told])
+    assert compare("attn_q", ("llama4", {}), theirs, (3, 3)) == ("A", [])
 
 
 def test_one_norm_of_a_parallel_block_serves_both(compare):

@@ -6,7 +6,7 @@ trained apart do not.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, Literal, get_args
 
 from xmerge.architecture.models import ResolvedModel
@@ -119,10 +119,12 @@ class _Judge:
         """Everything between queries and keys and what they weigh."""
         if weight in ROTATED:
             yield from self._compare_head_norms(weight)
-            yield from self._compare_trait("head_norm", "before they meet, q and k also go through")
+            yield from self._compare_told("before they meet, q and k also go through", Traits.tell_head_norm, layers)
         yield from self._compare_rotation(layers)
         yield from self._compare_trait("positions", "positions are also told by")
-        yield from self._compare_windows(layers)
+        yield from self._compare_told("the layer sees", Traits.tell_sight, layers)
+        yield from self._compare_trait("looks", "a token looks")
+        yield from self._compare_told("attention scores grow with the position", _tell_temperature, layers)
         yield from self._compare_trait("attention_softcap", "attention scores are capped at")
         yield from self._compare_sinks()
         if weight == "attn_q":
@@ -136,21 +138,28 @@ class _Judge:
             yield self._differ("C", "a norm is", *(_NORMS[each] for each in (ours, theirs)))
         ours, theirs = self.ours.tell("norm_eps"), self.theirs.tell("norm_eps")
         if ours != theirs:
-            yield self._differ("A", "norms add", *(f"{each} to the mean square" for each in (ours, theirs)))
+            yield self._differ("A", "the epsilon of norms is", _show(ours), _show(theirs))
 
     def _compare_vocabularies(self, role: str) -> Iterator[Difference]:
         if self.ours.family.family != self.theirs.family.family:
             yield Difference(
                 grade="C",
-                reason=f"its rows are tokens, and {self.target.label} and {self.donor.label} may number them otherwise",
+                reason=f"its rows are tokens, which {self.target.label} and {self.donor.label} may number differently",
             )
         if role == "token_embd":
             yield from self._compare_trait("embedding_scale", "embeddings are multiplied by")
+            if self.target.tied and not self.donor.tied:
+                told = (
+                    f"{self.target.label} also computes its logits with it, {self.donor.label} with a matrix of its "
+                    "own, which is dropped: merging it changes both ends of the model"
+                )
+                yield Difference(grade="C", reason=told)
         else:
             yield from self._compare_trait("logit_scale", "logits are multiplied by")
             yield from self._compare_trait("output_softcap", "logits are capped at")
             if self.donor.tied and not self.target.tied:
-                yield Difference(grade="A", reason=f"{self.donor.label} ties its output to its embedding, which gives")
+                told = f"{self.donor.label} has no output matrix of its own: its embedding serves as one, and is taken here"
+                yield Difference(grade="A", reason=told)
 
     def _compare_head_norms(self, role: str) -> Iterator[Difference]:
         ours, theirs = (_scope_of_norm(model, role) for model in (self.target, self.donor))
@@ -200,13 +209,13 @@ class _Judge:
                 what = "positions turn q and k at other speeds, which no weights make up for:"
                 yield self._differ("C", what, *speeds)
 
-    def _compare_windows(self, layers: tuple[int, int]) -> Iterator[Difference]:
-        told = [
-            "everything" if window is None else f"{window} tokens"
-            for window in (self.ours.window_of(layers[0]), self.theirs.window_of(layers[1]))
-        ]
-        if told[0] != told[1]:
-            yield self._differ("C", "the layer sees", *told)
+    def _compare_told(
+        self, what: str, tell: Callable[[Traits, int], str], layers: tuple[int, int]
+    ) -> Iterator[Difference]:
+        """What may be otherwise in every layer."""
+        ours, theirs = tell(self.ours, layers[0]), tell(self.theirs, layers[1])
+        if ours != theirs:
+            yield self._differ("C", what, ours, theirs)
 
     def _compare_groups(self) -> Iterator[Difference]:
         ours, theirs = (model.axes.get("kv_heads", 1) for model in (self.target, self.donor))
@@ -285,7 +294,11 @@ class _Judge:
             yield self._differ("C", what, _show(ours), _show(theirs))
 
     def _differ(self, grade: Class, what: str, ours: str, theirs: str, more: str = "") -> Difference:
-        reason = f"{what} {ours} in {self.target.label}, {theirs} in {self.donor.label}{more}"
+        told = [f"{each} in {model.label}" for each, model in ((ours, self.target), (theirs, self.donor))]
+        without = [model.label for each, model in ((ours, self.target), (theirs, self.donor)) if each == "none"]
+        if without:
+            told = [*(each for each in told if not each.startswith("none in ")), f"not in {without[0]}"]
+        reason = f"{what} {', '.join(told)}{more}"
         return Difference(grade=grade, reason=reason)
 
 
@@ -322,6 +335,11 @@ def _scope_of_norm(model: ResolvedModel, role: str) -> str | None:
 
 def _tell_rope(rope: Rope | None) -> str:
     return "not at all" if rope is None else f"by {rope}"
+
+
+def _tell_temperature(traits: Traits, layer: int) -> str:
+    temperature = traits.temperature_of(layer)
+    return "not at all" if temperature is None else str(temperature)
 
 
 def _tell_apart(ours: Rope, theirs: Rope) -> tuple[str, str]:

@@ -124,8 +124,8 @@ class Family(Value):
     architectures: tuple[str, ...]
     requires: dict[str, Any] = {}
     """What rules must give for the file to fit, where a model type has several layouts; no and nothing are the same."""
-    defaults: dict[str, bool | int] = {}
-    """What keys of which tensors depend mean where config.json leaves them out, if not no."""
+    defaults: dict[str, Any] = {}
+    """What keys mean where config.json leaves them out, if not no."""
     config: str | None = None
     """The key of config.json below which the language model is described; None: it is described at the top."""
     spellings: tuple[dict[str, str], ...] = ({},)
@@ -149,7 +149,8 @@ class Family(Value):
     further_layers: str = "0"
     """How many layers behind the last only predict further tokens; they are carried by name."""
     layer_period: str = "'none'"
-    """Where a key says how the kinds come: every n-th layer is of the last kind, the others are of the first."""
+    """Where a key says how the kinds come: every n-th layer, or each with a 0 in a list, is of the last kind; others
+    are of the first."""
     norm_eps: str = "rms_norm_eps | 1e-6"
     activation: str = "hidden_act | 'silu'"
     block: str = "'sequential'"
@@ -162,10 +163,21 @@ class Family(Value):
     nope: str = "'none'"
     """The layers without rotation: a list with a 0 for each, every n-th, a kind of layer, or a yes for all of them."""
     window: str = "'none'"
-    """How far back a layer sees; layers of a kind that is not `sliding` see everything."""
+    """How far back a layer sees; layers of a kind that is neither `sliding` nor `chunked` see everything."""
     first_window: str = "0"
     """The first layer with a window, where layers have no kinds."""
+    looks: str = "'backwards'"
+    """Which way a token sees the others."""
     softmax_scale: str = "head_dim ^ -0.5"
+    yarn_in_scores: bool = False
+    """Whether yarn's `mscale_all_dim` multiplies the scores too, once for queries and once for keys."""
+    temperature: str = "'none'"
+    """By how much scores grow with the logarithm of the position."""
+    temperature_length: str = "'none'"
+    """After how many tokens they begin to."""
+    temperature_layers: Literal["all", "unrotated"] = "all"
+    temperature_start: Literal[0, 1] = 0
+    """What the first position counts as."""
     residual_scale: str = "1"
     """What attention and feed-forward are multiplied by before they are added."""
     embedding_scale: str = "1"
@@ -178,7 +190,7 @@ class Family(Value):
     """How the experts that are chosen are weighed."""
     routed_scale: str = "routed_scaling_factor | 1"
     head_norm: str = "'none'"
-    """What q and k are normalized by without a weight of its own."""
+    """What q and k are normalized by without a weight of its own, in the layers that rotate them."""
     attention_softcap: str = "'none'"
     output_softcap: str = "'none'"
     before: tuple[TensorTemplate, ...]
@@ -341,7 +353,7 @@ _SECTIONS = ("before", "layer", "after", "fused")
 RULES = (
     "norm_eps", "activation", "block", "layer_period", "rope_theta", "rotary_factor", "nope", "window", "first_window",
     "softmax_scale", "residual_scale", "embedding_scale", "logit_scale", "head_norm", "attention_softcap",
-    "output_softcap",
+    "output_softcap", "looks", "temperature", "temperature_length",
 )  # fmt: skip
 """The fields of a family that are rules for config.json; `sliding_rope_theta` is one where it is there."""
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

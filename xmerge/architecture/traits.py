@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -43,6 +44,20 @@ class Rope:
 
 
 @dataclass(frozen=True)
+class Temperature:
+    """How attention scores grow with the position, so that long texts are not thinned out."""
+
+    growth: float
+    length: int
+    """In tokens."""
+    start: int
+    """What the first position counts as."""
+
+    def __str__(self) -> str:
+        return f"by 1 + {self.growth:g} log(1 + position / {self.length})"
+
+
+@dataclass(frozen=True)
 class Traits:
     """A model's traits, with those of its layers."""
 
@@ -73,7 +88,15 @@ class Traits:
         wanted, is_wanted = _WANTED[trait]
         if value is not None and not is_wanted(value):
             raise refuse_said(self.label, tell_said(choice, self.config, value), f"no {wanted}")
+        if trait == "softmax_scale" and self.family.yarn_in_scores:
+            value *= self._read_yarn_scale() ** 2
         return value
+
+    def _read_yarn_scale(self) -> float:
+        """What yarn multiplies queries and keys by, each."""
+        rope = self._rope_of_kind(self.kind_of(0))
+        factor, share = (float(dict(rope.scaling).get(key, 0)) for key in ("factor", "mscale_all_dim"))
+        return 1 + 0.1 * share * math.log(factor) if rope.kind != "default" and factor > 1 else 1.0
 
     @cached_property
     def _answered(self) -> dict[str, Any]:
@@ -90,9 +113,16 @@ class Traits:
         if not self._kinds:
             return None
         period = self.tell("layer_period")
-        if self._kinds is self.family.layer_types and type(period) is int and period > 0:
-            return self._kinds[-1 if (layer + 1) % period == 0 else 0]
-        return self._kinds[layer % len(self._kinds)]
+        if self._kinds is not self.family.layer_types or period in ("none", 0):
+            return self._kinds[layer % len(self._kinds)]
+        return self._kinds[-1 if self._is_chosen(period, layer) else 0]
+
+    def _is_chosen(self, chosen: int | list[int], layer: int) -> bool:
+        """Whether a layer is every n-th, or has a 0 in a list."""
+        if isinstance(chosen, int):
+            return chosen > 0 and (layer + 1) % chosen == 0
+        self._check_list("no_rope_layers", chosen, lambda number: number in (0, 1), "a 0 or a 1 for each layer")
+        return chosen[layer] == 0
 
     @cached_property
     def _kinds(self) -> tuple[str, ...]:
@@ -113,6 +143,25 @@ class Traits:
             return None if type(first) is int and layer < first else window
         return window if "sliding" in kind or "chunked" in kind else None
 
+    def tell_sight(self, layer: int) -> str:
+        """How far back a layer sees, in words."""
+        window = self.window_of(layer)
+        if window is None:
+            return "everything"
+        chunked = "chunked" in (self.kind_of(layer) or "")
+        return f"a chunk of {window} tokens" if chunked else f"{window} tokens"
+
+    def tell_head_norm(self, layer: int) -> str:
+        """What a layer normalizes q and k by without a weight of its own."""
+        return "none" if self.rope_of(layer) is None else str(self.tell("head_norm"))
+
+    def temperature_of(self, layer: int) -> Temperature | None:
+        """How a layer's attention scores grow with the position; None: not at all."""
+        growth, length = self.tell("temperature"), self.tell("temperature_length")
+        if growth == "none" or (self.family.temperature_layers == "unrotated" and self.rope_of(layer) is not None):
+            return None
+        return Temperature(float(growth), int(length), self.family.temperature_start)
+
     def rope_of(self, layer: int) -> Rope | None:
         """How positions turn a layer's queries and keys; None: not at all."""
         if self.family.rope == "none" or self._is_nope(layer):
@@ -121,13 +170,10 @@ class Traits:
 
     def _is_nope(self, layer: int) -> bool:
         nope = self.tell("nope")
-        if isinstance(nope, list):
-            self._check_list("no_rope_layers", nope, lambda number: number in (0, 1), "a 0 or a 1 for each layer")
-            return bool(nope[layer] == 0)
         if isinstance(nope, bool):
             return nope
-        if type(nope) is int:
-            return nope > 0 and (layer + 1) % nope == 0
+        if isinstance(nope, list | int):
+            return self._is_chosen(nope, layer)
         return nope is not None and nope == self.kind_of(layer)
 
     def _rope_of_kind(self, kind: str | None) -> Rope:
@@ -231,11 +277,16 @@ _WANTED: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("norm_eps", "rope_theta", "softmax_scale", "residual_scale"), _POSITIVE),
     **dict.fromkeys(("embedding_scale", "logit_scale"), _POSITIVE),
     **dict.fromkeys(("attention_softcap", "output_softcap"), _CAP),
-    **dict.fromkeys(("activation", "block", "head_norm", "positions", "routing"), _TEXT),
+    **dict.fromkeys(("activation", "block", "head_norm", "looks", "positions", "routing"), _TEXT),
     "experts_used": ("number of experts", lambda value: value == "none" or _is_number_of_layers(value)),
     "routed_scale": _POSITIVE,
     "rotary_factor": _SHARE,
-    "layer_period": ("number of layers", lambda value: value == "none" or _is_number_of_layers(value)),
+    "layer_period": (
+        "number or list of layers",
+        lambda value: value == "none" or isinstance(value, list) or _is_number_of_layers(value),
+    ),
+    "temperature": ("number", lambda value: value == "none" or _is_number(value)),
+    "temperature_length": ("number of tokens above 0", lambda value: value == "none" or _is_positive(value)),
     "first_window": ("number of layers", _is_number_of_layers),
     "window": ("number of tokens, and not null", lambda value: value == "none" or _is_number_of_layers(value)),
     "nope": ("list of layers, number or kind of them", lambda value: isinstance(value, str | int | list)),
