@@ -32,12 +32,12 @@ def scan_file(path):
 @given(
     places=st.sets(st.integers(0, 99)),
     bad=st.sampled_from([math.nan, math.inf, -math.inf]),
-    dtype=st.sampled_from([torch.bfloat16, torch.float16, torch.float32, torch.float64]),
+    dtype=st.sampled_from([torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.float8_e5m2]),
     block=st.sampled_from([8, 24, 2**20]),
 )
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_number_that_is_none_is_counted(tmp_path, places, bad, dtype, block):
-    """However the file is cut into blocks: how many in each tensor, where the first is, and the file's digest."""
+    """However the file is cut into blocks: how many in each tensor, where the first are, and the file's digest."""
     values = torch.ones(100, dtype=dtype)
     values[sorted(places)] = bad
     path = tmp_path / "shard.safetensors"
@@ -46,7 +46,7 @@ def test_every_number_that_is_none_is_counted(tmp_path, places, bad, dtype, bloc
         patch.setattr(scan, "SCAN_BYTES", block)
         digest, found = scan_file(path)
     assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert found == ({"b": (len(places), min(places))} if places else {})
+    assert found == ({"b": (len(places), tuple(sorted(places)[:3]))} if places else {})
 
 
 def test_finite_numbers_with_an_infinite_sum_are_finite(tmp_path):
