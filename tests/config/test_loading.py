@@ -537,6 +537,10 @@ def test_a_thousand_mistakes_do_not_fill_the_screen():
     assert len(lines) == 22
 
 
+NO_KEYS = (
+    "recipe.yml is not a merge configuration.\n  why: it has no keys at its top level.\n"
+    "  do: `xmerge compat BASE DONOR` prints one to start from."
+)
 YAML = {
     "syntax": (
         "merge_method: [",
@@ -549,7 +553,7 @@ YAML = {
         "merge_method:\n\t- a",
         (
             "recipe.yml is not valid YAML: while scanning for the next token, found character '\\t' that cannot start "
-            "any token.\n  at: recipe.yml, line 2"
+            "any token.\n  at: recipe.yml, line 2\n  do: indent with spaces; YAML knows no tabs."
         ),
     ),
     "two documents": (
@@ -607,9 +611,9 @@ YAML = {
     ),
     "no integer": (LINEAR + "dtype: !!int ''", "the value '' is no YAML int.\n  at: recipe.yml, line 7"),
     "merge of a number": (LINEAR + "<<: 3", "'<<' takes a mapping, or a list of them.\n  at: recipe.yml, line 7"),
-    "nothing": ("", "recipe.yml is not a merge configuration.\n  why: it has no keys at its top level."),
-    "only a comment": ("# x", "recipe.yml is not a merge configuration.\n  why: it has no keys at its top level."),
-    "a list": ("[1]", "recipe.yml is not a merge configuration.\n  why: it has no keys at its top level."),
+    "nothing": ("", NO_KEYS),
+    "only a comment": ("# x", NO_KEYS),
+    "a list": ("[1]", NO_KEYS),
 }
 
 

@@ -162,3 +162,15 @@ def test_warnings_do_not_repeat_themselves(bench):
     bench.write("B", "qwen3", rope_theta=1e6)
     warnings = bench.plan(HALF).warnings
     assert len(warnings) == len(set(warnings)) == 3
+
+
+def test_a_layer_that_meets_itself_is_told(pair):
+    """A model listed twice meets itself layer by layer; other layers of it, in a slice, are another thing."""
+    (told,) = pair.plan(HALF.replace("{model: B}", "{model: A}")).warnings
+    place = "recipe.yml, line 3: models[1]"
+    assert told == f"{place}: A meets itself, layer by layer; each mention counts as a model of its own."
+    sources = "[{model: A, layer_range: [0, 2]}, RANGE]"
+    text = f"merge_method: slerp\nbase_model: A\nslices: [{{sources: {sources}}}]\nparameters: {{t: 0.5}}"
+    for first, met in ((0, True), (1, False)):
+        other = f"{{model: A, layer_range: [{first}, {first + 2}]}}"
+        assert any("meets itself" in each for each in pair.plan(text.replace("RANGE", other)).warnings) == met

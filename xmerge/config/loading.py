@@ -54,7 +54,11 @@ def parse_config(text: str, name: str = "the configuration", folder: FilePath | 
     data, lines = _read_yaml(text, name)
     source = ConfigSource(name, text, lines, folder)
     if not isinstance(data, dict):
-        raise ConfigError(f"{name} is not a merge configuration.", why="it has no keys at its top level.")
+        raise ConfigError(
+            f"{name} is not a merge configuration.",
+            why="it has no keys at its top level.",
+            remedy="`xmerge compat BASE DONOR` prints one to start from.",
+        )
     try:
         config = MergeConfig.model_validate(data).with_source(source)
     except ValidationError as error:
@@ -88,7 +92,8 @@ def _read_yaml(text: str, name: str) -> tuple[Any, dict[Path, int]]:
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         told = ", ".join(part for part in (error.context, error.problem) if part)
-        raise ConfigError(f"{name} is not valid YAML: {told}.", where=f"{name}{line}") from None
+        remedy = "indent with spaces; YAML knows no tabs." if "\\t" in told else None
+        raise ConfigError(f"{name} is not valid YAML: {told}.", where=f"{name}{line}", remedy=remedy) from None
     except yaml.reader.ReaderError as error:
         line = f", line {text.count(chr(10), 0, error.position) + 1}"
         character = f"U+{int(error.character):04X}"

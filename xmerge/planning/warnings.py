@@ -62,6 +62,7 @@ def list_warnings(
         *_warn_of_stray_heads(architecture),
         *_warn_of_unknown_models(architecture, tensors),
         *_warn_of_differences(architecture, layers),
+        *_warn_of_twins(config, architecture, layout),
         *_warn_of_idle_keys(config),
         *_warn_of_idle_folds(config, tensors),
         *_warn_of_idle_parameters(config, layout, method),
@@ -141,6 +142,19 @@ def _list_notes(tensor: TensorPlan, target: int) -> Iterator[str]:
     for source in tensor.sources:
         if source.fit == "C" and source.model != target:
             yield from source.notes
+
+
+def _warn_of_twins(
+    config: MergeConfig, architecture: ResolvedArchitecture, layout: Sequence[OutputLayer]
+) -> Iterator[str]:
+    """A layer that meets itself gives what it has, or counts for more than it seems to."""
+    for layer in layout:
+        seen: set[tuple[int, int | None]] = set()
+        for each in layer.inputs:
+            if layer.index is not None and (each.model, each.layer) in seen:
+                place, label = config.source.locate(*each.path[:-1]), architecture.models[each.model].label
+                yield f"{place}: {label} meets itself, layer by layer; each mention counts as a model of its own."
+            seen.add((each.model, each.layer))
 
 
 def _warn_of_idle_keys(config: MergeConfig) -> Iterator[str]:
