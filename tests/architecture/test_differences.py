@@ -142,7 +142,7 @@ def llama(**config: Any) -> Model:
         ),
         pytest.param(
             ("attn_q", "attn_k"), ("gemma2", {}), ("gemma", {}), "C",
-            "attention scores are capped at 50 in A, none in B",
+            "attention scores are capped at 50 in A, not in B",
             id="cap of attention",
         ),
         pytest.param(
@@ -218,8 +218,14 @@ def llama(**config: Any) -> Model:
         ),
         pytest.param(
             ("output",), LLAMA, llama(tie_word_embeddings=True), "A",
-            "B has no output matrix of its own: its embedding serves as one, and is taken here",
+            "B has no output matrix of its own; its embedding is taken",
             id="a tied donor",
+        ),
+        pytest.param(
+            ("token_embd",), llama(tie_word_embeddings=True), LLAMA, "C",
+            "A also computes its logits with it, B with a matrix of its own, which is dropped: merging it changes both "
+            "ends of the model",
+            id="a tied base",
         ),
         pytest.param(
             ("attn_norm", "ffn_norm", "output_norm"), llama(rms_norm_eps=1e-5), llama(rms_norm_eps=1e-6), "A",

@@ -158,7 +158,7 @@ class _Judge:
             yield from self._compare_trait("logit_scale", "logits are multiplied by")
             yield from self._compare_trait("output_softcap", "logits are capped at")
             if self.donor.tied and not self.target.tied:
-                told = f"{self.donor.label} has no output matrix of its own: its embedding serves as one, and is taken here"
+                told = f"{self.donor.label} has no output matrix of its own; its embedding is taken"
                 yield Difference(grade="A", reason=told)
 
     def _compare_head_norms(self, role: str) -> Iterator[Difference]:
