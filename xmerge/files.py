@@ -211,12 +211,12 @@ def hash_open(descriptor: int, most: int | None = None) -> tuple[int, str]:
     return done, digest.hexdigest()
 
 
-def storage_error(error: OSError, folder: Path, *, needed: int | None = None) -> StorageError:
-    """The error for a failed write: what is needed and what there is, for a full disk."""
+def storage_error(error: OSError, folder: Path, *, needed: int | None = None, doing: str = "written") -> StorageError:
+    """The error for a failed write, or what else was being done: for a full disk, what is needed and what there is."""
     if error.errno not in DISK_FULL:
         where = None if error.filename in (None, folder, str(folder)) else str(error.filename)
         return StorageError(
-            f"{folder} cannot be written: {error.strerror}.", where=where, remedy="check the folder, then run again."
+            f"{folder} cannot be {doing}: {error.strerror}.", where=where, remedy="check the folder, then run again."
         )
     told = [f"{needed:,} bytes are needed at once"] if needed else []
     free = free_bytes(folder)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from xmerge.architecture import describe_model
 from xmerge.checkpoints import read_checkpoint
 from xmerge.errors import CheckpointError
+from xmerge.files import storage_error
 from xmerge.lost_biases import list_bias_losses
 from xmerge.planning.plan import MergePlan
 from xmerge.sources import Location
@@ -38,6 +39,9 @@ def validate(staged: Path, plan: MergePlan, results: Sequence[LayerResult], *, t
         plan: What it should be.
         results: One for each layer of the plan, in its order.
         trial: Load it with transformers, where that is possible.
+
+    Raises:
+        StorageError: The disk does not give back what was written.
     """
     expected = {tensor.name: (tensor.shape, tensor.dtype) for tensor in plan.tensors}
     target = plan.models[plan.target]
@@ -45,6 +49,8 @@ def validate(staged: Path, plan: MergePlan, results: Sequence[LayerResult], *, t
     try:
         model = describe_model(Location(reference=str(staged), label="the output", folder=staged))
     except CheckpointError as error:
+        if isinstance(error.__cause__, OSError):
+            raise storage_error(error.__cause__, staged, doing="read back") from error
         finding = Finding(code="damaged", text=str(error), remedy="run the merge again.")
         return ValidationReport(findings=(finding, *_check_names(staged, expected, owner)), facts=())
     findings = (
