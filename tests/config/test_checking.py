@@ -1,7 +1,10 @@
 """Every place where parameters can stand."""
 
+import pytest
+
 from xmerge.config import parse_config
 from xmerge.config.checking import find_faults, list_levels
+from xmerge.errors import ConfigError
 
 SLICED = """\
 merge_method: passthrough
@@ -25,7 +28,11 @@ modules:
 def levels(text: str) -> dict[str, bool]:
     """The places of a configuration that say something, and whether they speak of one model."""
     config = parse_config(text)
-    return {config.source.locate(*path).split(": ")[1]: mine for path, said, mine in list_levels(config) if said}
+    return {
+        config.source.locate(*path).split(": ")[1]: model is not None
+        for path, said, model in list_levels(config)
+        if said
+    }
 
 
 def test_parameters_are_found_wherever_they_stand():
@@ -48,3 +55,11 @@ def test_a_configuration_that_was_read_has_no_faults():
     """What reading accepts, checking has accepted."""
     assert list(find_faults(parse_config(SLICED))) == []
     assert list(find_faults(parse_config(MODULES))) == []
+
+
+def test_a_value_out_of_range_is_told_with_its_model():
+    """A parameter that one model has out of range is named with the model, its value and its range."""
+    text = "merge_method: ties\nbase_model: a\nmodels: [{model: b, parameters: {weight: 1, density: 0}}]\n"
+    with pytest.raises(ConfigError, match=r"'density' is 0 for b; it must be above 0, up to 1") as caught:
+        parse_config(text, "recipe.yml")
+    assert caught.value.where == "recipe.yml, line 3: models[0].parameters.density"

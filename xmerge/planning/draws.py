@@ -66,8 +66,18 @@ def _identify(seed: int, tensor: TensorPlan, labels: Sequence[str]) -> Draws:
 
 def _follow_mergekit(config: MergeConfig, tensors: Sequence[TensorPlan]) -> Iterator[tuple[str, Draws]]:
     """One stream for the whole merge: tensor after tensor in the order of their names, donor after donor."""
-    drawn = 0
-    for tensor in sorted(tensors, key=lambda each: (_name_for_mergekit(each), each.name)):
+    drawn, before = 0, ""
+    for tensor in sorted(tensors, key=_name_for_mergekit):
+        name = _name_for_mergekit(tensor)
+        if name == before:
+            raise PlanError(
+                f"mergekit's random numbers cannot be drawn for {tensor.name}.",
+                where=config.source.locate("rng"),
+                why=f"another tensor is made of the same {name}, and which of the two mergekit draws for first follows "
+                "from the order of a set.",
+                remedy="leave out 'rng'.",
+            )
+        before = name
         dtype = dtype_of(config.dtype) if config.dtype else tensor.sources[0].segments[0].dtype
         if find_method(tensor.method).by_rows and len(tensor.shape) > 2:
             raise PlanError(
