@@ -324,7 +324,7 @@ RECIPES: Mapping[str, Recipe] = {
     "stablelm": Recipe(without=("head_dim",)),
     "smollm3": Recipe(
         {},
-        ({"no_rope_layer_interval": 3}, {"no_rope_layers": [1, 0, 0, 1]}, {"no_rope_layers": [1, 1, 1, 0]} | _OF_QWEN),
+        ({"no_rope_layer_interval": 3}, {"no_rope_layers": [1, 0, 0, 1]}, {"no_rope_layers": [1, 0, 1, 1]} | _OF_QWEN),
     ),
     "starcoder2": Recipe({}, ({"sliding_window": 5},)),
 }

@@ -190,6 +190,26 @@ def test_a_line_says_in_which_models_its_tensor_is(bench: Bench, family: Family)
                 assert (name in case.weights) is told, (name, case.kind)
 
 
+@over([family for family in CHECKED if "experts" in family.axes])
+def test_layers_have_experts_where_config_json_says_so(bench: Bench, family: Family):
+    """What config.json says of dense layers, or leaves out, is how transformers builds them."""
+    for case in bench.list_cases(family):
+        silent = {key: value for key, value in case.tiny.config.items() if key != family.sparse_layers}
+        if family.config is None and case.kind.get(str(family.sparse_layers)) is None:
+            assert list_sparse(read_traits(family, silent)) == list_sparse(case.traits), case.kind
+        held = {spec.layer for spec in case.described.tensors if spec.role == "ffn_gate_inp"}
+        assert list_sparse(case.traits) == sorted(held), case.kind
+        for spec in case.described.tensors:
+            line = next((line for line in family.layer if line.name == spec.line and line.maybe), None)
+            kind = None if line is None else line.feed_forward
+            assert kind is None or (kind == "sparse") is (spec.layer in held), spec.name
+
+
+def list_sparse(traits: Traits) -> list[int]:
+    """The layers with experts."""
+    return [layer for layer in range(traits.axes["layers"]) if traits.has_experts(layer)]
+
+
 @over(CHECKED)
 def test_every_line_is_met(bench: Bench, family: Family):
     """No line of a family file speaks of what no model has: some kind of model has each of them."""

@@ -153,11 +153,13 @@ def test_config_json_alone_says_what_headers_say(tmp_path, family):
     assert [tell_origin(model) for model in (whole, alone)] == ["headers", "config.json"]
 
 
-def test_a_sketch_has_experts_where_only_headers_could_tell():
-    """Which layers of a mixture are dense stands in no key that all share, so all have experts and none is dense."""
-    roles = sketch("deepseek-v2-lite").roles
-    assert {"ffn_gate_exps", "ffn_down_shexp", "ffn_gate_inp"} <= roles
-    assert not {"ffn_gate", "ffn_gate_shexp_bias", "attn_q_a"} & roles
+def test_a_sketch_has_experts_where_config_json_says_so():
+    """The first layer of DeepSeek-V2-Lite is dense, as its config.json says, and all others have experts."""
+    model = sketch("deepseek-v2-lite")
+    assert [layer for layer in range(model.layers) if (layer, "ffn_gate") in model.by_role] == [0]
+    for role in ("ffn_gate_exps", "ffn_down_shexp", "ffn_gate_inp"):
+        assert [layer for layer in range(model.layers) if (layer, role) in model.by_role] == [*range(1, model.layers)]
+    assert not {"ffn_gate_shexp_bias", "attn_q_a"} & model.roles
 
 
 def test_a_folder_comes_before_a_popular_model(tmp_path, monkeypatch):

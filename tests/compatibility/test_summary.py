@@ -50,7 +50,10 @@ def test_what_has_no_counterpart_is_named_once():
     assert told[1].startswith(
         "attn_q, attn_k, attn_v, attn_output do not fit: deepseek-v2-lite (deepseek_v2) has none;"
     )
-    assert told[2].startswith("ffn_gate, ffn_up, ffn_down do not fit: deepseek-v2-lite (deepseek_v2) has none; it")
+    assert told[2].startswith("ffn_gate, ffn_up, ffn_down in layer 0 do not fit: feed-forward width 8192 in")
+    assert told[3].startswith(
+        "ffn_gate, ffn_up, ffn_down in layers 1-15 do not fit: deepseek-v2-lite (deepseek_v2) has"
+    )
 
 
 def test_the_layers_are_told_where_only_some_cross(tmp_path):

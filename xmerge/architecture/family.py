@@ -35,6 +35,8 @@ from xmerge.errors import CheckpointError
 from xmerge.values import Value
 
 _TEMPLATE = re.compile(r"(?P<name>\S+) \[(?P<shape>[^\]]*)\](?: (?P<word>if|unless) (?P<key>\w+)| (?P<maybe>maybe))?")
+EXPERT_ROLES = ("_exps", "_shexp")
+"""What the roles of experts end with."""
 _NUMBERED = {"{expert}": "experts", "{head}": "heads", "{kv_head}": "kv_heads"}
 
 
@@ -62,6 +64,16 @@ class TensorTemplate(Value):
     def numbered(self) -> str | None:
         """The axis along which there is a tensor for each: `experts`."""
         return next((axis for place, axis in _NUMBERED.items() if place in self.name), None)
+
+    @property
+    def feed_forward(self) -> Literal["dense", "sparse"] | None:
+        """Which kind of feed-forward it belongs to, in families that have both; None: to neither."""
+        kinds = {role.removesuffix("_bias") for role in self.roles}
+        if kinds <= {"ffn_gate", "ffn_up", "ffn_down"}:
+            return "dense"
+        return (
+            "sparse" if all(role.startswith("ffn_gate_inp") or role.endswith(EXPERT_ROLES) for role in kinds) else None
+        )
 
     def name_of(self, layer: int | None, number: int | None) -> str:
         """The name of a layer's tensor, and of an expert's or head's; None leaves a number open."""
@@ -186,6 +198,14 @@ class Family(Value):
     """What tells positions beside rotation, or in its stead."""
     experts_used: str = "num_experts_per_tok | 'none'"
     """How many experts a token goes through."""
+    dense_layers: str | None = None
+    """The key of config.json that lists the layers without experts."""
+    sparse_layers: str | None = None
+    """The key that lists those with experts; where it says nothing, the next two rules do."""
+    sparse_period: str = "1"
+    """Every n-th layer has experts."""
+    first_sparse: str = "0"
+    """The first layer that may have experts."""
     routing: str = "'a softmax over all'"
     """How the experts that are chosen are weighed."""
     routed_scale: str = "routed_scaling_factor | 1"
@@ -353,7 +373,7 @@ _SECTIONS = ("before", "layer", "after", "fused")
 RULES = (
     "norm_eps", "activation", "block", "layer_period", "rope_theta", "rotary_factor", "nope", "window", "first_window",
     "softmax_scale", "residual_scale", "embedding_scale", "logit_scale", "head_norm", "attention_softcap",
-    "output_softcap", "looks", "temperature", "temperature_length",
+    "output_softcap", "sparse_period", "first_sparse", "looks", "temperature", "temperature_length",
 )  # fmt: skip
 """The fields of a family that are rules for config.json; `sliding_rope_theta` is one where it is there."""
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

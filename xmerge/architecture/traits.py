@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -155,6 +155,21 @@ class Traits:
         """What a layer normalizes q and k by without a weight of its own."""
         return "none" if self.rope_of(layer) is None else str(self.tell("head_norm"))
 
+    def has_experts(self, layer: int) -> bool:
+        """Whether config.json says that a layer has experts, in a family whose layers may have them."""
+        dense, sparse = (self._list_layers(key) for key in (self.family.dense_layers, self.family.sparse_layers))
+        if sparse is not None:
+            return layer in sparse
+        period, first = self.tell("sparse_period"), self.tell("first_sparse")
+        return layer >= first and self._is_chosen(period, layer) and layer not in (dense or ())
+
+    def _list_layers(self, key: str | None) -> Sequence[int] | None:
+        """The layers whose numbers a key of config.json lists; None: it says nothing."""
+        listed = None if key is None else self.config.get(key)
+        if listed is not None and not (isinstance(listed, list) and all(map(_is_number_of_layers, listed))):
+            raise refuse_said(self.label, f"{key} = {show(listed)}", "no list of layers")
+        return listed
+
     def temperature_of(self, layer: int) -> Temperature | None:
         """How a layer's attention scores grow with the position; None: not at all."""
         growth, length = self.tell("temperature"), self.tell("temperature_length")
@@ -287,7 +302,7 @@ _WANTED: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     "temperature": ("number", lambda value: value == "none" or _is_number(value)),
     "temperature_length": ("number of tokens above 0", lambda value: value == "none" or _is_positive(value)),
-    "first_window": ("number of layers", _is_number_of_layers),
+    **dict.fromkeys(("first_window", "first_sparse", "sparse_period"), ("number of layers", _is_number_of_layers)),
     "window": ("number of tokens, and not null", lambda value: value == "none" or _is_number_of_layers(value)),
     "nope": ("list of layers, number or kind of them", lambda value: isinstance(value, str | int | list)),
 }

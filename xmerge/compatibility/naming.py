@@ -12,14 +12,16 @@ from typing import Any, Literal
 
 import yaml
 
-from xmerge.architecture import Family, ResolvedModel, TensorTemplate, describe_model, find_family, list_families
-from xmerge.architecture.models import MOST_LAYERS, describe_checkpoint, expect_tensors, label_apart
+from xmerge.architecture import Family, ResolvedModel, describe_model, find_family, list_families
+from xmerge.architecture.models import MOST_LAYERS, Place, describe_checkpoint, expect_tensors, label_apart
+from xmerge.architecture.traits import Traits
 from xmerge.checkpoints import Checkpoint, StoredTensor
 from xmerge.checkpoints.checkpoint import PICKLE_SUFFIXES, read_config
 from xmerge.checkpoints.headers import size_of
 from xmerge.config import ModelReference, parse_reference
 from xmerge.config.schema import ModelPath
 from xmerge.errors import CheckpointError, nearest
+from xmerge.planning.packed import suppose_packed
 from xmerge.sources import Location, locate_model
 from xmerge.values import Value
 
@@ -27,7 +29,6 @@ Origin = Literal["headers", "config.json", "pickle", "table"]
 """Where a model's shapes come from: its headers, its config.json alone (`pickle`: beside weights that are not opened),
 or the table of popular models."""
 
-DENSE_ROLES = ("ffn_gate", "ffn_up", "ffn_down")
 MOST_SKETCHED = 200_000
 """More tensors than any model has: layers times experts, of what no header has confirmed."""
 SKETCHED_DTYPE = "BF16"
@@ -135,7 +136,7 @@ def tell_origin(model: ResolvedModel) -> Origin:
 
 
 def sketch_model(location: Location, config: Mapping[str, Any]) -> ResolvedModel:
-    """A model as its config.json implies it, without any header: in bfloat16, with experts in every layer that may.
+    """A model as its config.json implies it, without any header: in bfloat16, with experts where it says so.
 
     Raises:
         CheckpointError: No family file describes it, or config.json lacks something.
@@ -154,25 +155,29 @@ def sketch_model(location: Location, config: Mapping[str, Any]) -> ResolvedModel
     axes = spelled.read_axes(language, location.label)
     _refuse_endless(axes, location.label)
     tensors = {
-        stored.name: stored for stored in _sketch_tensors(spelled, axes, language, tied=spelled.is_tied(language))
+        stored.name: stored
+        for stored in _sketch_tensors(spelled, axes, language, location.label, tied=spelled.is_tied(language))
     }
-    return describe_checkpoint(location, Checkpoint(location.label, config, (), tensors, SKETCH), family)
+    checkpoint = Checkpoint(location.label, config, (), tensors, SKETCH)
+    return suppose_packed(describe_checkpoint(location, checkpoint, family))
 
 
 def _sketch_tensors(
-    family: Family, axes: Mapping[str, int], config: Mapping[str, Any], *, tied: bool
+    family: Family, axes: Mapping[str, int], config: Mapping[str, Any], label: str, *, tied: bool
 ) -> Iterator[StoredTensor]:
+    traits = Traits(family, config, axes, label)
     for name, place in expect_tensors(family, axes).items():
-        if place.template.exists(config, tied=tied) or _is_likely(place.template, axes):
+        if place.template.exists(config, tied=tied) or _is_likely(place, traits):
             shape = place.template.shape(axes)
             yield StoredTensor(name, "", SKETCHED_DTYPE, shape, 0, size_of(SKETCHED_DTYPE, shape))
 
 
-def _is_likely(template: TensorTemplate, axes: Mapping[str, int]) -> bool:
-    """Whether most layers have a tensor that only headers can tell: experts, rather than the dense layers before."""
-    if not template.maybe or "experts" not in axes or template.role.endswith("_bias"):
+def _is_likely(place: Place, traits: Traits) -> bool:
+    """Whether a layer has what only headers can prove: the kind of feed-forward config.json says, without biases."""
+    line = place.template
+    if not line.maybe or line.feed_forward is None or place.layer is None or line.role.endswith("_bias"):
         return False
-    return not set(DENSE_ROLES) & set(template.roles)
+    return line.feed_forward == ("sparse" if traits.has_experts(place.layer) else "dense")
 
 
 def _refuse_no_text(name: str) -> None:
