@@ -75,7 +75,7 @@ def test_what_is_neither_folder_nor_repository_is_refused(asked, path: str):
         path = "../nothing"
     told = refuse(ModelReference.model_validate({"model": {"path": path}}), CheckpointError)
     assert told == (
-        f"there is no model '{path}'.\n"
+        f"there is no model {path!r}.\n"
         "  why: no such folder exists, and it is no name of a repository (org/name).\n"
         "  do: paths are read from the current folder (here/) and from the configuration's."
     )

@@ -60,11 +60,11 @@ def locate_model(reference: ModelReference, config_folder: Path | None = None) -
         )
     if os.path.isfile(os.path.expanduser(path)):
         raise CheckpointError(
-            f"'{path}' is a file, and a model is a folder.", remedy="name the folder that holds its config.json."
+            f"{path!r} is a file, and a model is a folder.", remedy="name the folder that holds its config.json."
         )
     if not hub.is_repo_id(path) or path.startswith((".", "/", "~")):
         raise CheckpointError(
-            f"there is no model '{path}'.",
+            f"there is no model {path!r}.",
             why="no such folder exists, and it is no name of a repository (org/name).",
             remedy=f"paths are read from the current folder ({Path.cwd().name}/) and from the configuration's.",
         )

@@ -853,11 +853,14 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path):
             load_config(path)
         return str(caught.value).replace(f"{tmp_path}{os.sep}", "")
 
-    assert told(tmp_path / "none.yml") == "the configuration none.yml cannot be read: No such file or directory."
+    remedy = "\n  do: name a file of YAML; `xmerge compat BASE DONOR` prints one to start from."
+    absent = f"the configuration none.yml cannot be read: No such file or directory.{remedy}"
+    assert told(tmp_path / "none.yml") == absent
     (tmp_path / "folder").mkdir()
-    assert told(tmp_path / "folder") == "the configuration folder cannot be read: Is a directory."
+    assert told(tmp_path / "folder") == f"the configuration folder cannot be read: Is a directory.{remedy}"
     (tmp_path / "latin.yml").write_bytes(b"merge_method: caf\xe9\n")
-    assert told(tmp_path / "latin.yml") == "latin.yml is not UTF-8 text: invalid continuation byte at byte 17."
+    latin = "latin.yml is not UTF-8 text: invalid continuation byte at byte 17.\n  do: save it in the encoding UTF-8."
+    assert told(tmp_path / "latin.yml") == latin
     (tmp_path / "long.yml").write_bytes(b"#" * (2**20 + 1))
     assert told(tmp_path / "long.yml").splitlines()[0] == "long.yml has more than 1048576 bytes."
 

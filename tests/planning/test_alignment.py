@@ -246,7 +246,7 @@ def test_a_model_that_its_family_file_does_not_fit_crosses_nothing_by_name(bench
     config = bench.folder / "B" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "rope_interleave": False}))
     error = bench.refuse(SLERP + "parameters: {t: [{filter: q_b_proj, value: 0.5}]}")
-    assert "describes a deepseek_v3 that its family file does not fit" in (error.why or "")
+    assert "the family file of deepseek_v3 describes only models with rope_interleave = true" in (error.why or "")
 
 
 def test_the_blocks_of_a_tower_are_no_layers_of_an_unknown_model(bench):

@@ -31,13 +31,15 @@ def load_config(path: FilePath) -> MergeConfig:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise ConfigError(f"the configuration {path} cannot be read: {error.strerror}.") from error
+        remedy = "name a file of YAML; `xmerge compat BASE DONOR` prints one to start from."
+        raise ConfigError(f"the configuration {path} cannot be read: {error.strerror}.", remedy=remedy) from error
     if len(raw) > MAX_BYTES:
         raise ConfigError(f"{path} has more than {MAX_BYTES} bytes.", why="no merge configuration is that long.")
     try:
         return parse_config(raw.decode("utf-8-sig"), path.name, path.resolve().parent)
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}.") from error
+        told = f"{path} is not UTF-8 text: {error.reason} at byte {error.start}."
+        raise ConfigError(told, remedy="save it in the encoding UTF-8.") from error
 
 
 def parse_config(text: str, name: str = "the configuration", folder: FilePath | None = None) -> MergeConfig:

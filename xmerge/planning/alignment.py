@@ -33,7 +33,7 @@ from xmerge.checkpoints.headers import DTYPE_BITS
 from xmerge.planning.conversion import Piece, Turn, pair
 from xmerge.planning.plan import Gain, LostBias, Segment, Source
 from xmerge.planning.slices import Input
-from xmerge.planning.unknown import find_divided, tell_heads
+from xmerge.planning.unknown import find_divided, tell_heads, tell_unknown
 
 SIDE_ROLES = ("_bias", "_norm", "_sinks", "_scale")
 """What a model can do without; everything else is a part of how it works."""
@@ -127,8 +127,7 @@ class Aligner:
         if theirs is None:
             return Absent(f"{donor.label} has no {spec.template}")
         if (target.family is None) != (donor.family is None) and donor.checkpoint.config != target.checkpoint.config:
-            strange = target if target.family is None else donor
-            told = f"{strange.label}/config.json describes a {strange.model_type} that its family file does not fit"
+            told = tell_unknown(target if target.family is None else donor)
             return Misfit(f"{spec.template}: {told}, so equal names need not mean the same", "E")
         if theirs.shape != spec.shape:
             shapes = f"{target.label} has {list(spec.shape)}, {donor.label} has {list(theirs.shape)}"

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from itertools import product
 from typing import Any
 
-from xmerge.architecture import ResolvedModel, TensorSpec, list_families
+from xmerge.architecture import ResolvedModel, TensorSpec
 
 ATTENTION_WORDS = ("attn", "attention")
 """Parts of the names of modules that hold attention."""
@@ -25,8 +25,8 @@ WITHOUT_MEANING = (
 
 def tell_unknown(model: ResolvedModel) -> str:
     """Why nothing says what a model's tensors do: its type has no family file, or none that fits its config.json."""
-    if any(model.model_type in family.model_types for family in list_families()):
-        return f"no family file for {model.model_type} fits what {model.label}/config.json says"
+    if model.unfit is not None:
+        return f"no family file describes {model.label}: {model.unfit}"
     return f"there is no family file for {model.model_type}"
 
 
