@@ -172,7 +172,7 @@ def llama(**config: Any) -> Model:
         ),
         pytest.param(
             ("attn_norm", "ffn_norm", "output_norm"), LLAMA, ("stablelm", {"layer_norm_eps": 1e-6}), "C",
-            "a norm is an RMS norm in A, a LayerNorm, which also takes away the mean in B",
+            "a norm is an RMS norm in A, a LayerNorm (which also takes away the mean) in B",
             id="kind of norm",
         ),
         pytest.param(
@@ -314,7 +314,7 @@ def test_layers_without_rotation_have_no_norm_of_heads_to_differ_in(compare):
 def test_one_norm_of_a_parallel_block_serves_both(compare):
     """In a parallel block feed-forward reads the norm before attention, and is normed as in any other."""
     reasons = compare("ffn_up", ("cohere", {"use_qk_norm": False}), ("phi3", {}))[1]
-    assert "what it reads is a LayerNorm, which also takes away the mean in A, an RMS norm in B" in reasons
+    assert "what it reads is a LayerNorm (which also takes away the mean) in A, an RMS norm in B" in reasons
 
 
 def test_models_that_no_file_describes_are_not_judged(tmp_path, compare):

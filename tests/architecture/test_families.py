@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -522,6 +522,22 @@ def _leave_out_kinds(config: Mapping[str, Any], family: Family) -> dict[str, Any
 def test_the_output_is_tied_by_default_where_transformers_ties_it(family: Family):
     """Where config.json does not say whether embeddings are tied, the family's default is transformers' own."""
     assert family.tied_by_default is find_config_class(family)().tie_word_embeddings
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_head_beside_a_tied_embedding_is_read_where_it_differs(tmp_path: Path, same: bool):
+    """What is said of stray heads: transformers 5 uses one whose numbers differ, and ties one whose numbers do not."""
+    family = next(each for each in CHECKED if each.family == "llama")
+    tiny = build_tiny(family, {"tie_word_embeddings": True})
+    folder = tiny.write(tmp_path)
+    weights = read_weights(folder)
+    embedding = weights["model.embed_tokens.weight"]
+    head = embedding.clone() if same else embedding + 1
+    save_file({**weights, "lm_head.weight": head}, folder / "model.safetensors", {"format": "pt"})
+    read = type(tiny.model).from_pretrained(folder)
+    assert torch.equal(read.get_output_embeddings().weight, head)
+    assert (read.get_output_embeddings().weight is read.get_input_embeddings().weight) is same
+    assert describe(folder).tied
 
 
 def find_config_class(family: Family) -> Any:

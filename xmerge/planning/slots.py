@@ -55,5 +55,8 @@ def name_component(spec: TensorSpec) -> str:
 
 
 def is_stray_head(spec: TensorSpec, model: ResolvedModel) -> bool:
-    """Whether it is an output matrix beside an embedding that is the output: no program ever reads it."""
+    """Whether it is an output matrix of its own where config.json makes the embedding the output.
+
+    Transformers 4 ignores it, transformers 5 uses it where it differs from the embedding.
+    """
     return spec.role == "output" and model.tied

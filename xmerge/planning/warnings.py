@@ -102,8 +102,9 @@ def _warn_of_stray_heads(architecture: ResolvedArchitecture) -> Iterator[str]:
     for model in architecture.models:
         if any(is_stray_head(spec, model) for spec in model.tensors):
             yield (
-                f"{model.label} holds an output matrix beside an embedding that is its output; programs ignore it, "
-                "and so does the merge."
+                f"{model.label} holds an output matrix of its own, and its config.json makes the embedding the output: "
+                "the merge leaves the matrix out, as transformers 4 does. Transformers 5 uses it where it differs from "
+                "the embedding; 'tie_word_embeddings: false' in config.json merges it."
             )
 
 
