@@ -50,7 +50,7 @@ def test_popular_models_are_compared_by_name(xmerge):
     assert (said.exit_code, said.err) == (0, "")
     lines = [line.rstrip() for line in said.out.splitlines()]
     assert lines[0] == "qwen3-8b (qwen3, 36 layers) into llama-3-8b (llama, 32 layers)"
-    assert lines[1].startswith("llama-3-8b, qwen3-8b: from the table of popular models;")
+    assert lines[1].startswith("llama-3-8b, qwen3-8b: from the bundled table of popular models;")
     assert "attn_v, attn_output of qwen3-8b cross exactly or by conversion." in lines
     assert table_of(said.out) == {
         "component": ["layers", "class", "size", "read", "notes"],
@@ -86,6 +86,9 @@ def test_a_gemma_says_why_nothing_crosses(xmerge):
     assert "Nothing of gemma-2-9b's attention and feed-forward fits into llama-3-8b." in out
     assert "models of different widths share none" in out
     assert "No recipe: nothing of attention or feed-forward crosses exactly or by conversion." in out
+    assert "What has class C" not in out
+    approximate = " ".join(xmerge("compat", "llama-3-8b", "command-r7b").out.split())
+    assert "What has class C merges where a recipe names it, and is then approximate." in approximate
 
 
 def test_folders_with_weights_are_compared_by_their_headers(xmerge, tmp_path):
@@ -94,7 +97,7 @@ def test_folders_with_weights_are_compared_by_their_headers(xmerge, tmp_path):
     write_fake(tmp_path / "b", "qwen2")
     said = xmerge("compat", tmp_path / "a", tmp_path / "b")
     assert said.out.splitlines()[0] == "b (qwen2, 4 layers) into a (llama, 4 layers)"
-    assert "config.json alone" not in said.out
+    assert "config.json implies" not in said.out
     assert "qwen2 adds a bias" not in said.out
     assert "b adds a bias and a does not; b's is dropped" in said.out
 
@@ -104,7 +107,7 @@ def test_a_config_alone_is_enough_and_said(xmerge, tmp_path):
     write_config(tmp_path / "alone", LLAMA)
     write_shallow(tmp_path / "whole", "llama-3-8b", 32)
     said = xmerge("compat", tmp_path / "whole", tmp_path / "alone")
-    assert "alone: no weights are here; the shapes are what config.json alone implies." in said.out
+    assert "alone: no weights are here; the shapes are what config.json implies." in said.out
     assert {row[1] for row in list(table_of(said.out).values())[1:]} == {"A"}
 
 
@@ -117,6 +120,12 @@ def test_packed_weights_are_told_first(xmerge, tmp_path):
     for words in (("llama-3-8b", tmp_path / "alone"), (tmp_path / "whole", "llama-3-8b"), ("--all", tmp_path)):
         said = xmerge("compat", *words)
         assert "its weights are packed (fp8); what is packed cannot be merged." in said.out.lower(), said
+    rows = [line.split() for line in said.out.splitlines()]
+    assert [row[2:] for row in rows[1:3]] == [["AAAAA", "EEEEE"], ["EEEEE", "AAAAA"]]
+    alone = xmerge("compat", "llama-3-8b", tmp_path / "alone").out
+    assert "Only headers tell what is; here every matrix of its layers counts as packed." in alone
+    assert table_of(alone)["attn_q, attn_k, attn_v, attn_output, ffn_gate, ffn_up, ffn_down"][1] == "E"
+    assert "Dropped" not in alone
     assert "packed" not in xmerge("compat", "llama-3-8b", "qwen3-8b").out
 
 
@@ -134,7 +143,7 @@ def test_json_is_one_document(xmerge):
 
 
 def test_a_matrix_has_every_pair_and_the_reasons_of_the_others(xmerge, tmp_path):
-    """Numbered columns, five classes a cell, a legend, and a row and a reason for each model that cannot be read."""
+    """Numbered columns, five classes a cell, a legend, and a reason for each model that cannot be read."""
     for name in ("llama-3-8b", "qwen3-8b"):
         write_shallow(tmp_path / name, name, 2)
     write_config(tmp_path / "alone", LLAMA)
@@ -147,13 +156,37 @@ def test_a_matrix_has_every_pair_and_the_reasons_of_the_others(xmerge, tmp_path)
     assert rows[1] == ["1", "alone", "AAAAA", "AAAAA", "CCAAD", "?"]
     assert rows[3] == ["3", "qwen3-8b", "CCAAD", "CCAAD", "AAAAA", "?"]
     assert rows[4] == ["4", "stranger", "?", "?", "?", "A"]
-    assert rows[5] == ["-", "torn", "-", "-", "-", "-"]
     assert "- torn: torn/config.json is not JSON." in said.out
     assert "alone: no weights are here" in said.out
     for told in ("q, k, v, o, feed-forward", "A exact, B convertible", "?: of one of the two nobody knows"):
         assert told in said.out
     matrix = Matrix.model_validate_json(xmerge("compat", "--all", tmp_path, "--json").out)
     assert len(matrix.pairs) == 16
+
+
+@pytest.mark.parametrize("width", [60, 80, 160])
+def test_a_matrix_of_many_models_is_divided_by_its_columns(xmerge, narrow, monkeypatch, tmp_path, width):
+    """However wide the terminal, every pair stands in one cell in one piece, below its donor's number."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    names = [f"model-{number:02}" for number in range(13)]
+    for number, name in enumerate(names):
+        write_fake(tmp_path / name, num_hidden_layers=1, intermediate_size=12 + number)
+    lines = COLOR.sub("", xmerge("compat", "--all", tmp_path).out).splitlines()
+    assert max(map(len, lines)) <= width
+    cells: dict[tuple[str, str], str] = {}
+    donors: list[str] = []
+    for line in lines:
+        if line.lstrip().startswith("base \\ donor"):
+            donors = line.split()[3:]
+        row = line.split()
+        if len(row) > 2 and row[1] in names:
+            assert len(row) == 2 + len(donors)
+            cells |= {(row[1], donor): cell for donor, cell in zip(donors, row[2:], strict=True)}
+    assert cells == {
+        (base, str(donor + 1)): "AAAAA" if names.index(base) == donor else "AAAAD"
+        for base in names
+        for donor in range(13)
+    }
 
 
 # --- terminals

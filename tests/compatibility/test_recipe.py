@@ -25,10 +25,8 @@ from xmerge.compatibility import (
     write_recipe,
 )
 from xmerge.compatibility.choices import list_choices
-from xmerge.compatibility.naming import sketch_model
 from xmerge.config import parse_config
 from xmerge.planning import MergePlan, map_slices
-from xmerge.sources import Location
 
 # One of each family and of each trap; the pairs that fit are found among them.
 NAMES = (
@@ -66,12 +64,10 @@ def test_a_recipe_merges_exactly_what_the_table_says(zoo, base):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("base", list_popular_models())
-def test_a_recipe_of_any_two_popular_models_merges_exactly_what_the_table_says(base, tmp_path):
+def test_a_recipe_of_any_two_popular_models_merges_exactly_what_the_table_says(popular, base):
     """As above, for every pair of the table."""
     for donor in list_popular_models():
-        check_recipe(
-            *(sketch_shallow(tmp_path, name, depth) for name, depth in zip((base, donor), DEPTHS, strict=True))
-        )
+        check_recipe(popular[base, DEPTHS[0]], popular[donor, DEPTHS[1]])
 
 
 @pytest.mark.parametrize(
@@ -84,11 +80,14 @@ def test_a_recipe_of_any_two_families_merges_exactly_what_the_table_says(familie
         check_recipe(families[family], donor)
 
 
-def sketch_shallow(folder: Path, name: str, layers: int) -> ResolvedModel:
-    """A popular model of few layers, as if it were in a folder: a plan looks for its tokenizer there."""
-    config, place = make_shallow(list_popular_models()[name].config, layers), folder / f"{name}-{layers}"
-    place.mkdir(exist_ok=True)
-    return sketch_model(Location(reference=str(place), label=name, folder=place), config)
+@pytest.fixture(scope="module")
+def popular(tmp_path_factory) -> dict[tuple[str, int], ResolvedModel]:
+    """(name, layers) -> a popular model of few layers, in a folder, where a plan looks for a tokenizer."""
+    folder, models = tmp_path_factory.mktemp("popular"), {}
+    for (name, model), depth in itertools.product(list_popular_models().items(), DEPTHS):
+        place = write_config(folder / f"{name}-{depth}", make_shallow(model.config, depth))
+        (models[name, depth],) = describe_models_named([str(place)])
+    return models
 
 
 @pytest.fixture(scope="module")

@@ -302,7 +302,7 @@ class _Judge:
         return Difference(grade=grade, reason=reason)
 
 
-_NORMS = {"rms": "an RMS norm", "layer": "a LayerNorm, which also takes away the mean"}
+_NORMS = {"rms": "an RMS norm", "layer": "a LayerNorm (which also takes away the mean)"}
 
 
 def is_undone(target: ResolvedModel, fold: str) -> bool:

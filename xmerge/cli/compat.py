@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 COLORS = {"A": "green", "B": "cyan", "C": "yellow", "D": "magenta", "E": "red", "-": "dim", "?": "dim"}
 ORIGINS = {
-    "config.json": "no weights are here; the shapes are what config.json alone implies.",
+    "config.json": "no weights are here; the shapes are what config.json implies.",
     "pickle": "its weights are pickle files, which xmerge never opens, because unpickling runs code from the file; the "
-    "shapes are what config.json alone implies. To merge it, load it with transformers and save it again with "
+    "shapes are what config.json implies. To merge it, load it with transformers and save it again with "
     "save_pretrained, which writes safetensors.",
-    "table": "from the table of popular models; the shapes are what config.json alone implies.",
+    "table": "from the bundled table of popular models; the shapes are what config.json implies.",
 }
-BASES = "Norms and embeddings that fit still belong to their own model's basis; the recipe leaves them to the base."
+NORMS = "Norms and embeddings that fit belong to their own model all the same; the recipe leaves them to the base."
 JOINED = "joined with "
 WIDEST = 24
 """Columns of a narrow terminal that names may take without being folded."""
@@ -76,22 +76,33 @@ def _print_report(report: Report) -> None:
     rows = _join_rows(found.components)
     notes = list(dict.fromkeys(note for row in rows for note in row.notes))
     console.print(_draw_table(rows, notes))
-    if notes:
-        console.print()
+    console.print()
     for number, note in enumerate(notes, 1):
         console.print(_hang(str(number), note))
-    console.print()
+    if notes:
+        console.print()
+    _print_legend(console)
+    console.print(
+        "-: only the base has it, and it stays. Size: bytes in the base. Read: bytes that a merge reads of the donor."
+    )
     if found.dropped:
         console.print(_plain(f"Dropped, because the base has no place for it: {', '.join(found.dropped)}."))
     if found.base.known:
-        console.print(BASES)
-    _print_legend(console)
+        console.print(NORMS)
     console.print()
     if report.recipe is None:
-        console.print("No recipe: nothing of attention or feed-forward crosses exactly or by conversion.")
+        console.print(_tell_no_recipe(found))
     else:
         console.print("A recipe to start from:\n")
         click.echo(report.recipe)
+
+
+def _tell_no_recipe(found: Compatibility) -> str:
+    if not found.base.known:
+        return "No recipe: no tensor of the two matches."
+    told = "No recipe: nothing of attention or feed-forward crosses exactly or by conversion."
+    approximate = any(each.is_projection and each.grade == "C" for each in found.components)
+    return f"{told} What has class C merges where a recipe names it, and is then approximate." if approximate else told
 
 
 def _print_head(console: Console, found: Compatibility) -> None:
@@ -109,9 +120,10 @@ def _print_facts(console: Console, models: Sequence[ComparedModel]) -> None:
             console.print(_plain(f"{', '.join(labels)}: {told}"))
     for each in models:
         if each.packed is not None:
-            console.print(
-                _plain(f"{each.label}: its weights are packed ({each.packed}); what is packed cannot be merged.")
-            )
+            told = "what is packed cannot be merged."
+            if each.origin != "headers":
+                told += " Only headers tell what is; here every matrix of its layers counts as packed."
+            console.print(_plain(f"{each.label}: its weights are packed ({each.packed}); {told}"))
 
 
 def _join_rows(components: Sequence[ComponentFit]) -> dict[_Row, list[ComponentFit]]:
@@ -128,7 +140,7 @@ def _list_notes(each: ComponentFit) -> Iterator[str]:
     if joined:
         yield f"converted: {JOINED}{', '.join(joined)}"
     for step in each.steps:
-        if not step.startswith(("named ", JOINED)):
+        if not step.startswith(("named ", JOINED)) and not step.endswith(tuple(f" from {name}" for name in joined)):
             yield f"converted: {step.removeprefix(f'{each.component} ')}"
     yield from each.reasons
 
@@ -157,24 +169,41 @@ def _print_matrix(matrix: Matrix) -> None:
     from xmerge.compatibility.matrix import PARTS
 
     console = open_console()
-    numbers = [str(number) for number in range(1, 1 + len(matrix.models))]
-    table = Table(box=None, pad_edge=False)
-    for heading in ("", "base \\ donor", *numbers):
-        table.add_column(heading, overflow="fold")
-    for position, model in enumerate(matrix.models):
-        cells = [_draw_cell(each) for each in matrix.row(position)]
-        table.add_row(numbers[position], _plain(model.label), *cells)
-    for broken in matrix.unreadable:
-        table.add_row("-", _plain(broken.folder), *["-" for _ in numbers])
-    console.print(table)
-    console.print()
+    for donors in _divide(matrix, console.width):
+        console.print(_draw_block(matrix, donors))
+        console.print()
     for broken in matrix.unreadable:
         told = " ".join(part for part in (broken.what, broken.why) if part)
         console.print(_hang("-", f"{broken.folder}: {told}"))
     _print_facts(console, matrix.models)
-    console.print(f"Each cell: the worst class of {', '.join(PARTS)}. One letter alone: of all that matches by name.")
+    console.print(
+        f"Rows are bases; columns are donors, by the numbers of their rows. Each cell: the worst class of "
+        f"{', '.join(PARTS)}. One letter alone: of all that matches by name."
+    )
     _print_legend(console)
-    console.print("- in a cell: the base has no such part. ?: of one of the two nobody knows what its tensors do.")
+    console.print("-: the base has no such part. ?: of one of the two nobody knows what its tensors do.")
+
+
+def _divide(matrix: Matrix, width: int) -> Iterator[range]:
+    """The donors in groups, each as many as a terminal of this width has columns for beside the names of the bases."""
+    from xmerge.compatibility.matrix import PARTS
+
+    count = len(matrix.models)
+    name = max(len(_plain(each.label)) for each in matrix.models)
+    room = width - len(str(count)) - 2 - min(name, max(width // 3, WIDEST))
+    step = max(1, room // (len(PARTS) + 2))
+    for first in range(0, count, step):
+        yield range(first, min(first + step, count))
+
+
+def _draw_block(matrix: Matrix, donors: Sequence[int]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in ("", "base \\ donor", *(str(donor + 1) for donor in donors)):
+        table.add_column(heading, overflow="fold")
+    for position, model in enumerate(matrix.models):
+        row = matrix.row(position)
+        table.add_row(str(position + 1), _plain(model.label), *(_draw_cell(row[donor]) for donor in donors))
+    return table
 
 
 def _draw_cell(found: Compatibility | object) -> Text:
@@ -188,8 +217,8 @@ def _draw_cell(found: Compatibility | object) -> Text:
 def _print_legend(console: Console) -> None:
     from xmerge.architecture.differences import CLASS_NAMES
 
-    told = [part for sign, name in CLASS_NAMES.items() for part in ((sign, COLORS[sign]), f" {name}, ")]
-    console.print(Text.assemble(*told, "- only the base has it, and it stays."))
+    told = Text(", ").join(Text.assemble((sign, COLORS[sign]), f" {name}") for sign, name in CLASS_NAMES.items())
+    console.print(Text.assemble("Class: ", told, "."))
 
 
 def _hang(mark: str, text: str) -> Table:

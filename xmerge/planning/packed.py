@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from xmerge.architecture import ResolvedModel, TensorSpec
 from xmerge.architecture.models import expect_tensors
+from xmerge.architecture.quantization import PackedWeight, Packing, tell_method
 
 
 def list_as_weights(model: ResolvedModel) -> Iterator[TensorSpec]:
@@ -27,3 +28,20 @@ def list_as_weights(model: ResolvedModel) -> Iterator[TensorSpec]:
                 template=line.name,
                 line=line.template.name,
             )
+
+
+def suppose_packed(model: ResolvedModel) -> ResolvedModel:
+    """A model without headers, every matrix of its layers packed if config.json says that some are."""
+    method = tell_method(model.checkpoint.config)
+    if method is None:
+        return model
+    packing = Packing(name=method, reason="its config.json says that its weights are quantised")
+    weights = {
+        spec.name: PackedWeight(model.label, packing, spec.name, (spec.name,))
+        for spec in model.tensors
+        if spec.layer is not None and len(spec.shape) > 1
+    }
+    held = [spec for spec in model.tensors if spec.name in weights]
+    places = {(spec.layer, part.role): weights[spec.name] for spec in held for part in spec.parts}
+    tensors = tuple(replace(spec, packed=weights.get(spec.name)) for spec in model.tensors)
+    return replace(model, tensors=tensors, packed=places)
