@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export DO_NOT_TRACK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test quick demo lint types format wheel-check clean
+.PHONY: help setup test quick faults demo lint types format wheel-check clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,10 @@ test: quick  ## all tests: the quick ones, then the slow ones
 
 quick: $(STAMP)  ## the quick tests only
 	$(BIN)/python -m pytest -m 'not slow' -n auto
+
+faults: $(STAMP)  ## fail, kill or cut the power at every call that a small merge makes to the disk; a quarter of an hour
+	$(BIN)/python -m tests.reliability.every_call
+	$(BIN)/python -m tests.reliability.every_crash
 
 demo: $(STAMP)  ## merge two small models of different families, and resume a killed merge
 	$(BIN)/python -m deployments.demo

@@ -6,6 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from xmerge.errors import StorageError
+from xmerge.files import read_text
 from xmerge.planning import MergePlan
 
 
@@ -16,7 +17,7 @@ def read_plan(path: str, fingerprint: str) -> MergePlan:
     Raises:
         StorageError: It is another one.
     """
-    plan = MergePlan.model_validate_json(Path(path).read_text(encoding="utf-8"))
+    plan = MergePlan.model_validate_json(read_text(Path(path)))
     if plan.fingerprint != fingerprint:
         raise StorageError("the plan in the work folder is not the one that this run made.", where=path)
     return plan

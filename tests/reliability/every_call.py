@@ -137,18 +137,19 @@ def main() -> int:
     options = parser.parse_args()
     started, broken, ran = time.monotonic(), 0, Counter[str]()
     with open_bench(options.folder) as bench:
-        _say(f"{len(bench.calls)} calls: {_count(Counter(call.name for call in bench.calls))}")
+        say(f"{len(bench.calls)} calls: {_count(Counter(call.name for call in bench.calls))}")
         for fault in list_faults(bench.calls)[:: options.every]:
             found = bench.find_faults(fault)
             ran[f"{fault.kind} {'from then on' if fault.lasting else 'once'}"] += 1
             if found:
                 broken += 1
-                _say(f"{fault} ({bench.calls[fault.call - 1].name}): {'; '.join(found)}")
-    _say(f"{ran.total()} faults, {broken} broke something, in {time.monotonic() - started:.0f} s: {_count(ran)}")
+                say(f"{fault} ({bench.calls[fault.call - 1].name}): {'; '.join(found)}")
+    say(f"{ran.total()} faults, {broken} broke something, in {time.monotonic() - started:.0f} s: {_count(ran)}")
     return 1 if broken else 0
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Write a line at once."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 

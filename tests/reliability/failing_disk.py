@@ -56,7 +56,7 @@ def record_calls() -> Iterator[list[Call]]:
         made.append(_describe(name, args))
         return real(*args)
 
-    with _replaced(record):
+    with replaced(record):
         yield made
 
 
@@ -77,7 +77,7 @@ def failing(fault: Fault) -> Iterator[None]:
         number = getattr(errno, fault.kind)
         raise OSError(number, os.strerror(number))
 
-    with _replaced(call):
+    with replaced(call):
         yield
 
 
@@ -93,7 +93,8 @@ def list_faults(calls: list[Call]) -> list[Fault]:
 
 
 @contextmanager
-def _replaced(instead: Callable[..., Any]) -> Iterator[None]:
+def replaced(instead: Callable[..., Any]) -> Iterator[None]:
+    """Ask `instead(name, real, *arguments)` at every call."""
     reals = {name: getattr(disk, name) for name in CALLS}
 
     def replace(name: str) -> Callable[..., Any]:

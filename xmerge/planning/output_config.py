@@ -13,6 +13,7 @@ from xmerge.architecture.rules import refuse_said, show
 from xmerge.checkpoints import torch_name_of
 from xmerge.checkpoints.checkpoint import refuse_escape
 from xmerge.errors import CheckpointError, PlanError
+from xmerge.files import hash_file
 from xmerge.planning.plan import LayerPlan
 from xmerge.planning.slices import OutputLayer
 from xmerge.sources import metadata_folder
@@ -49,7 +50,7 @@ def digest_side_files(target: ResolvedModel, names: Sequence[str]) -> str:
     for name in names:
         refuse_escape(folder / name, f"{target.label}/{name}")
         try:
-            digest.update(hashlib.sha256((folder / name).read_bytes()).digest())
+            digest.update(bytes.fromhex(hash_file(folder / name)[1]))
         except OSError as error:
             raise CheckpointError(f"{target.label}/{name} cannot be read: {error.strerror}.") from error
     return digest.hexdigest()
