@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from tests.fake_checkpoints import write_headers
 from tests.small_merges import run, write_model, write_models
-from tests.tiny_models import WRITERS
-from xmerge.architecture import describe_model
+from tests.tiny_models import WRITERS, build_tiny, list_kinds, write_tiny_llama
+from xmerge.architecture import describe_model, list_families
+from xmerge.checkpoints.checkpoint import INDEX_NAME
 from xmerge.errors import CheckpointError
 from xmerge.sources import Location
 from xmerge.validation import verify
+from xmerge.validation.checkpoints import find_indices
 
 Q = "model.layers.1.self_attn.q_proj.weight"
+ONE, TWO = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
 
 @pytest.fixture
@@ -63,6 +70,43 @@ def test_what_transformers_wrote_is_clean(tmp_path, family):
         assert verify(folder, trial=False).findings == ()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("family", list_families(), ids=lambda family: family.family)
+def test_what_transformers_wrote_of_any_family_is_clean(tmp_path, family):
+    """Whatever config.json may say in a family, a model that transformers makes of it gives no finding."""
+    if not hasattr(transformers, family.architectures[0]):
+        pytest.skip("its class is no part of transformers")
+    for number, kind in enumerate(list_kinds(family)):
+        report = verify(build_tiny(family, kind).write(tmp_path / str(number)), trial=False)
+        assert report.findings == (), kind
+
+
+LOADED = ("cohere2", "falcon", "gemma3", "gpt2", "gpt_neox", "granite", "mixtral", "phi", "qwen2_moe", "starcoder2")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", LOADED)
+def test_what_transformers_wrote_loads(tmp_path, family):
+    """Models of ten families, as transformers writes them, are loaded strictly and run, and nothing is found."""
+    described = next(each for each in list_families() if each.family == family)
+    report = verify(build_tiny(described, {}).write(tmp_path))
+    assert report.findings == ()
+    assert dict(report.facts)["loaded with transformers"].endswith("strictly; the logits of a short input are finite")
+
+
+@pytest.mark.slow
+def test_a_short_text_goes_through_the_model(tmp_path):
+    """With a tokenizer it is a text that is read; one that does not load, or gives other numbers, is found."""
+    folder = write_tiny_llama(tmp_path, tokenizer=True)
+    report = verify(folder)
+    assert report.findings == ()
+    assert dict(report.facts)["loaded with transformers"].endswith("strictly; the logits of a short text are finite")
+    (folder / "tokenizer.json").write_text('{"model": {"type": "unheard of"}}')
+    assert [(each.code, each.text[:34]) for each in verify(folder).findings] == [
+        ("load", "tokenizer.json does not load: data"[:34])
+    ]
+
+
 @pytest.mark.parametrize(
     ("edit", "expected"),
     [
@@ -74,6 +118,7 @@ def test_what_transformers_wrote_is_clean(tmp_path, family):
         (lambda w: w[Q].__setitem__((1, 2), math.nan), "nonfinite"),
         (lambda w: w[Q].__setitem__((1, 2), -math.inf), "nonfinite"),
         (lambda w: w.update({name: tensor.float() for name, tensor in w.items()}), "wrong_dtype"),
+        (lambda w: w.update({Q: w[Q].float()}), "wrong_dtype"),
         (lambda w: [w.pop(name) for name in list(w) if ".layers.2." in name], "layer_count"),
     ],
 )
@@ -93,6 +138,7 @@ def test_a_planted_fault_in_the_weights_is_found(model, edit, expected):
         ({"num_hidden_layers": None}, "config"),
         ({"vocab_size": 34}, "wrong_shape"),
         ({"torch_dtype": "float32"}, "wrong_dtype"),
+        ({"architectures": ["Qwen3ForCausalLM"]}, "config"),
     ],
 )
 def test_a_planted_fault_in_the_configuration_is_found(model, changes, expected):
@@ -112,11 +158,118 @@ def test_all_faults_are_found_at_once(model):
     assert codes(model) == ["foreign_tensor", "missing_tensor", "nonfinite"]
 
 
+def test_one_tensor_of_another_dtype_only_warns(model):
+    """A program may keep a tensor wide; it is named, and the checkpoint is good all the same."""
+    edit_weights(model, lambda w: w.update({Q: w[Q].float()}))
+    report = verify(model, trial=False)
+    assert report.ok and report.findings[0].text == f"{Q} is float32; config.json says bfloat16."
+
+
+def test_weights_beside_the_model_only_warn(model):
+    """A second copy of the weights is named, because nothing reads it."""
+    shutil.copy(model / "model.safetensors", model / "consolidated.safetensors")
+    report = verify(model, trial=False)
+    assert report.ok and [each.code for each in report.findings] == ["loose_shard"]
+    assert report.findings[0].text == "consolidated.safetensors is no part of the model: no index names it."
+
+
+def test_what_was_counted_is_told(model):
+    """Tensors, layers, parameters and bytes are told of whatever was verified."""
+    weights = load_file(model / "model.safetensors")
+    facts = dict(verify(model, trial=False).facts)
+    parameters = sum(weight.numel() for weight in weights.values())
+    assert facts["tensors"] == str(len(weights)) and facts["layers"] == "4"
+    assert facts["parameters"] == f"{parameters:,}" and facts["bytes"] == f"{parameters * 2:,}"
+
+
 def test_the_place_of_a_number_that_is_none_is_told(model):
-    """Tensor, how many, and the first one's place."""
+    """Tensor, how many, and where the first ones stand."""
     edit_weights(model, lambda w: w[Q].view(-1)[9:11].fill_(math.nan))
     finding = verify(model, trial=False).findings[0]
-    assert finding.text == f"'{Q}' holds 2 NaN or infinity, the first at element 9."
+    assert finding.text == f"'{Q}' holds 2 NaN or infinity, at [1, 1], [1, 2]."
+
+
+@given(st.lists(st.integers(1, 5), max_size=4), st.data())
+def test_indices_are_the_place_of_an_element(shape, data):
+    """An element's number and its indices say the same."""
+    place = data.draw(st.integers(0, math.prod(shape) - 1))
+    indices = find_indices(place, shape)
+    assert torch.arange(math.prod(shape)).reshape(shape)[indices] == place
+
+
+def write_shards(folder: Path) -> None:
+    """The model's weights in two shards with an index, as other programs write them."""
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(weights)
+    shards = {ONE: names[:20], TWO: names[20:]}
+    for file, held in shards.items():
+        save_file({name: weights[name] for name in held}, folder / file, {"format": "pt"})
+    weight_map = {name: file for file, held in shards.items() for name in held}
+    metadata = {"mergekit_version": "0.1.4", "total_size": sum(each.nbytes for each in weights.values())}
+    (folder / INDEX_NAME).write_text(json.dumps({"metadata": metadata, "weight_map": weight_map}))
+
+
+def edit_index(folder: Path, edit) -> None:
+    """Change the weight map."""
+    index = json.loads((folder / INDEX_NAME).read_text())
+    edit(index["weight_map"])
+    (folder / INDEX_NAME).write_text(json.dumps(index))
+
+
+def double(folder: Path) -> None:
+    """Put a tensor of the first shard into the second too."""
+    other, one = load_file(folder / TWO), load_file(folder / ONE)
+    first = min(one)
+    save_file({**other, first: one[first]}, folder / TWO, {"format": "pt"})
+
+
+def cut_both(folder: Path) -> None:
+    """Cut off both shards."""
+    for file in (ONE, TWO):
+        (folder / file).write_bytes((folder / file).read_bytes()[:-1])
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (Path.exists, []),
+        (lambda folder: edit_index(folder, lambda index: index.pop(Q)), ["unindexed_tensor"]),
+        (lambda folder: edit_index(folder, lambda index: index.update({"x.weight": ONE})), ["missing_tensor"]),
+        (lambda folder: edit_index(folder, lambda index: index.update({"lm_head.weight": TWO})), ["missing_tensor"]),
+        (lambda folder: edit_index(folder, lambda index: index.update({Q: "../x.safetensors"})), ["damaged"]),
+        (double, ["duplicate_tensor"]),
+        (lambda folder: (folder / ONE).unlink(), ["missing_shard"]),
+        (cut_both, ["damaged", "damaged"]),
+        (lambda folder: (folder / "config.json").unlink(), ["damaged"]),
+        (lambda folder: (cut_both(folder), (folder / "config.json").unlink()), ["damaged", "damaged", "damaged"]),
+    ],
+    ids=range(10),
+)
+def test_everything_that_is_wrong_with_index_and_shards_is_found(model, damage, expected):
+    """What another program wrote without provenance is verified like ours, and each contradiction has a finding."""
+    write_shards(model)
+    damage(model)
+    found = verify(model, trial=False).findings
+    assert all(each.remedy and each.severity == "error" for each in found)
+    assert [each.code for each in found] == expected
+
+
+def test_a_damaged_checkpoint_says_where(model):
+    """Two faults of one checkpoint are two findings, each with its file."""
+    write_shards(model)
+    cut_both(model)
+    texts = [each.text for each in verify(model, trial=False).findings]
+    for file, text in zip((ONE, TWO), texts, strict=True):
+        assert text.startswith(f"model/{file} is damaged or no safetensors file; its tensors take")
+
+
+def test_a_base_does_not_hide_what_config_json_says(model, tmp_path):
+    """A checkpoint that has its base's tensors, and another config.json, is found all the same."""
+    base = write_model(tmp_path / "base")
+    edit_config(model, vocab_size=34)
+    described = describe_model(Location(reference="base", label="base", folder=base))
+    assert codes(model, base=described) == ["wrong_shape"]
 
 
 def test_a_wrong_total_size_warns(tmp_path):

@@ -6,18 +6,17 @@ import json
 
 import pytest
 
-from tests.fake_checkpoints import write_fake, write_headers
-from xmerge.architecture import describe_model, list_families
+from tests.fake_checkpoints import write_headers
+from xmerge.architecture import list_families
 from xmerge.checkpoints import read_checkpoint
 from xmerge.errors import InvalidMergeError
-from xmerge.sources import Location
 from xmerge.validation.checks import (
     check_dtype,
     check_head,
     check_tensors,
     check_total_size,
-    check_vocabulary,
 )
+from xmerge.validation.companions import Companions, check_vocabulary
 from xmerge.validation.findings import Finding, ValidationReport, count, join_reports
 
 CONFIG = {"model_type": "llama", "dtype": "bfloat16"}
@@ -54,7 +53,7 @@ def test_every_difference_is_told_with_its_layer(checkpoint):
     ("family", "head"), [("llama", "lm_head.weight"), ("gpt_neox", "embed_out.weight"), (None, "lm_head.weight")]
 )
 def test_a_head_is_stray_only_under_tied_embeddings(tmp_path, family, head):
-    """A head of its own, whatever its family calls it, is part of an untied model, and never read in a tied one."""
+    """A head of its own, whatever its family calls it, is part of an untied model, and stray in a tied one."""
     tensors = {head: ("BF16", (2, 2)), "other.weight": ("BF16", (2, 2))}
     model = read_checkpoint(write_headers(tmp_path, CONFIG, tensors), "model")
     described = next((each for each in list_families() if each.family == family), None)
@@ -96,10 +95,8 @@ def test_a_total_size_that_is_wrong_or_missing_is_a_warning(tmp_path, checkpoint
 )
 def test_the_tokenizer_knows_no_more_tokens_than_there_are_rows(tmp_path, tokenizer, codes):
     """A token without a row in the embedding is found, in whatever shape the tokenizer's file is."""
-    write_fake(tmp_path / "model", vocab_size=32)
-    (tmp_path / "model" / "tokenizer.json").write_text(json.dumps(tokenizer))
-    model = describe_model(Location(reference="model", label="model", folder=tmp_path / "model"))
-    assert [each.code for each in check_vocabulary(model, tmp_path / "model")] == codes
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert [each.code for each in check_vocabulary(Companions(tmp_path), 32)] == codes
 
 
 def test_a_report_with_errors_is_raised_with_all_of_them():

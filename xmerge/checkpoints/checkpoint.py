@@ -85,7 +85,7 @@ def read_checkpoint(folder: Path, label: str) -> Checkpoint:
         CheckpointError: Something is missing, damaged, contradicts itself, or is no safetensors checkpoint.
     """
     config = read_config(folder / "config.json", f"{label}/config.json")
-    names, index = list_shards(_list_names(folder, label), label, lambda name: folder / name)
+    names, index = list_shards(list_names(folder, label), label, lambda name: folder / name)
     shards, entries = [], {}
     for name in names:
         shard, header, data_start = read_local_shard(folder / name, f"{label}/{name}")
@@ -231,10 +231,10 @@ def refuse_escape(path: Path, told: str) -> None:
     """
     if not path.is_symlink():
         return
-    folder = path.parent.resolve()
+    # Unlike pathlib's, it does not raise where a link leads to itself.
+    folder, actual = Path(os.path.realpath(path.parent)), Path(os.path.realpath(path))
     is_snapshot = folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--")
     inside = folder.parents[2] if is_snapshot else folder
-    actual = path.resolve()
     if not actual.is_relative_to(inside):
         raise CheckpointError(
             f"{told} is a link that leads out of its folder.",
@@ -262,6 +262,22 @@ def read_json_object(path: Path, told: str, bounds: Bounds = SMALL, *, unique: b
         return parse_object(raw.removeprefix(codecs.BOM_UTF8), bounds, unique=unique)
     except UntrustedError as error:
         raise CheckpointError(f"{told} {error}.", remedy="fetch the file again.") from None
+
+
+def read_text(path: Path, told: str, most: int = SMALL.nbytes) -> str:
+    """A text of a checkpoint; what is no UTF-8 in it is marked.
+
+    Raises:
+        CheckpointError: It cannot be read, or is larger than any such text.
+    """
+    try:
+        with open_inside(path, told) as descriptor:
+            raw = _read_first(descriptor, min(disk.fstat(descriptor).st_size, most + 1))
+    except OSError as error:
+        raise CheckpointError(f"{told} cannot be read: {error.strerror}.") from error
+    if len(raw) > most:
+        raise CheckpointError(f"{told} takes more than {most:,} bytes.", remedy="fetch the file again.")
+    return raw.decode("utf-8-sig", "replace")
 
 
 def _read_first(descriptor: int, count: int) -> bytes:
@@ -303,9 +319,10 @@ def read_weight_map(path: Path, told: str) -> dict[str, str]:
     return weight_map
 
 
-def _list_names(folder: Path, label: str) -> list[str]:
+def list_names(folder: Path, label: str) -> list[str]:
+    """The names of all files of a checkpoint, sorted."""
     try:
-        return sorted(entry.name for entry in folder.iterdir())
+        return sorted(disk.listdir(folder))
     except OSError as error:
         raise CheckpointError(f"the model {label} cannot be read: {error.strerror}.", where=str(folder)) from error
 

@@ -24,7 +24,7 @@ SCANNED_DTYPES = {**TORCH_DTYPES, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": tor
 class Nonfinite(NamedTuple):
     """The numbers of a tensor that are NaN or infinite."""
 
-    count: int
+    number: int
     places: tuple[int, ...]
     """Of the first ones, in elements."""
 
@@ -82,4 +82,4 @@ def _note_nonfinite(found: dict[str, Nonfinite], name: str, values: torch.Tensor
     if bad.numel():
         before = found.get(name, Nonfinite(0, ()))
         places = (*before.places, *(offset + each for each in bad.flatten()[:PLACES].tolist()))[:PLACES]
-        found[name] = Nonfinite(before.count + bad.numel(), places)
+        found[name] = Nonfinite(before.number + bad.numel(), places)

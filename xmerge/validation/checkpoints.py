@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from xmerge.architecture import ResolvedModel, describe_model, find_family
 from xmerge.checkpoints import Checkpoint, read_checkpoint
-from xmerge.checkpoints.checkpoint import read_local_shard
+from xmerge.checkpoints.checkpoint import list_names, open_inside, read_local_shard
 from xmerge.checkpoints.headers import HeaderEntry
 from xmerge.errors import CheckpointError
 from xmerge.provenance import PROVENANCE_NAME, read_provenance
 from xmerge.sources import Location
 from xmerge.validation.checks import (
     Expected,
+    check_architecture,
     check_dtype,
     check_family,
     check_head,
     check_layers,
+    check_other_dtypes,
     check_tensors,
     check_total_size,
-    check_vocabulary,
 )
+from xmerge.validation.companions import check_companions
+from xmerge.validation.damage import list_damage, tell_damage
 from xmerge.validation.findings import Finding, ValidationReport, join_reports
 from xmerge.validation.trial import AS_ASKED, PACKED, skip_loading, try_loading
+
+if TYPE_CHECKING:
+    from xmerge.engine.scan import Nonfinite
 
 
 def verify(folder: Path, base: ResolvedModel | None = None, *, trial: bool = True) -> ValidationReport:
@@ -45,18 +52,20 @@ def verify(folder: Path, base: ResolvedModel | None = None, *, trial: bool = Tru
     try:
         checkpoint = read_checkpoint(folder, label)
     except CheckpointError as error:
-        return _report_damage(error)
+        return _report_damage(folder, label, error)
     try:
         model = describe_model(Location(reference=str(folder), label=label, folder=folder))
     except CheckpointError as error:
         return _report_contradictions(folder, checkpoint, error)
     findings = [*_check_model(folder, model, base), *_check_contents(folder, checkpoint)]
     tensors = checkpoint.tensors.values()
+    counted = [] if model.quantization else [("parameters", f"{sum(math.prod(each.shape) for each in tensors):,}")]
     facts = (
         ("family", model.kind if model.family else f"{model.kind} (no family file: names are not judged)"),
         *([("packed", f"{model.quantization}: names are not judged")] if model.packed else []),
         ("tensors", str(len(tensors))),
         ("layers", str(model.layers)),
+        *counted,
         ("bytes", f"{sum(tensor.nbytes for tensor in tensors):,}"),
     )
     report = ValidationReport(findings=tuple(findings), facts=facts)
@@ -67,16 +76,16 @@ def verify(folder: Path, base: ResolvedModel | None = None, *, trial: bool = Tru
     return join_reports([report, trying])
 
 
-def _report_damage(error: CheckpointError) -> ValidationReport:
-    finding = Finding(code="damaged", text=str(error), remedy=error.remedy or "fetch or make it again.")
-    return ValidationReport(findings=(finding,), facts=())
+def _report_damage(folder: Path, label: str, error: CheckpointError) -> ValidationReport:
+    """Everything that is damaged, where `error` names the first."""
+    return ValidationReport(findings=tuple(list_damage(folder, label)) or (tell_damage(error),), facts=())
 
 
 def _report_contradictions(folder: Path, checkpoint: Checkpoint, error: CheckpointError) -> ValidationReport:
     """Every place where config.json and the headers contradict each other, where `error` names the first."""
     found = find_family(checkpoint.config)
     if found is None:
-        return _report_damage(error)
+        return ValidationReport(findings=(tell_damage(error),), facts=())
     family = found.spelled_like(checkpoint.tensors)
     config = family.language_config(checkpoint.config)
     try:
@@ -93,19 +102,40 @@ def _report_contradictions(folder: Path, checkpoint: Checkpoint, error: Checkpoi
         *_check_contents(folder, checkpoint),
     )
     report = ValidationReport(findings=findings, facts=(("family", family.family),))
-    return report if not report.ok else _report_damage(error)
+    return report if not report.ok else ValidationReport(findings=(tell_damage(error),), facts=report.facts)
 
 
 def _check_model(folder: Path, model: ResolvedModel, base: ResolvedModel | None) -> Iterator[Finding]:
     yield from check_head(model.checkpoint, model.family, tied=model.tied)
-    yield from check_vocabulary(model, folder)
+    yield from check_companions(folder, model)
+    yield from check_architecture(model.checkpoint, model.family)
     yield from check_dtype(model.checkpoint)
+    yield from check_other_dtypes(model.checkpoint)
     yield from check_total_size(folder, model.checkpoint)
+    yield from _check_loose_shards(folder, model.checkpoint)
     yield from check_layers(model, model.layers)
+    told: set[tuple[str, str | None]] = set()
+    if model.family is not None and not model.packed:
+        for finding in check_family(model.checkpoint, model.family, model.axes, tied=model.tied):
+            told.add((finding.code, finding.tensor))
+            yield finding
     if base is not None:
-        yield from check_tensors(expect_from_base(base, model.layers), model.checkpoint, f"{base.kind} ({base.label})")
-    elif model.family is not None and not model.packed:
-        yield from check_family(model.checkpoint, model.family, model.axes, tied=model.tied)
+        owner, expected = f"{base.kind} ({base.label})", expect_from_base(base, model.layers)
+        compared = check_tensors(expected, model.checkpoint, owner)
+        yield from (finding for finding in compared if (finding.code, finding.tensor) not in told)
+
+
+def _check_loose_shards(folder: Path, checkpoint: Checkpoint) -> Iterator[Finding]:
+    """Weights beside the model's that are none of it: a copy in one file, or what an earlier model has left."""
+    own = {shard.file for shard in checkpoint.shards}
+    for name in list_names(folder, checkpoint.label):
+        if name.endswith(".safetensors") and name not in own:
+            yield Finding(
+                code="loose_shard",
+                text=f"{name} is no part of the model: no index names it.",
+                remedy="remove it, if it is no copy in another form.",
+                severity="warning",
+            )
 
 
 def expect_from_base(base: ResolvedModel, layers: int) -> Expected:
@@ -135,26 +165,34 @@ def _check_contents(folder: Path, checkpoint: Checkpoint) -> Iterator[Finding]:
     for shard in checkpoint.shards:
         _, entries, start = read_local_shard(folder / shard.file, shard.file)
         try:
-            descriptor = os.open(folder / shard.file, os.O_RDONLY | os.O_CLOEXEC)
+            with open_inside(folder / shard.file, shard.file) as descriptor:
+                digest, nonfinite = scan_shard(descriptor, start, entries)
         except OSError as error:
             raise CheckpointError(f"{shard.file} cannot be read: {error.strerror}.") from error
-        try:
-            digest, nonfinite = scan_shard(descriptor, start, entries)
-        finally:
-            os.close(descriptor)
         if stated and stated.get(shard.file) != digest:
             yield Finding(
                 code="wrong_digest",
                 text=f"{shard.file} is not what {PROVENANCE_NAME} says was written.",
                 remedy="make or fetch the checkpoint again.",
             )
-        yield from (_tell_nonfinite(entry, *nonfinite[entry.name]) for entry in entries if entry.name in nonfinite)
+        yield from (_tell_nonfinite(entry, nonfinite[entry.name]) for entry in entries if entry.name in nonfinite)
 
 
-def _tell_nonfinite(entry: HeaderEntry, count: int, first: int) -> Finding:
+def _tell_nonfinite(entry: HeaderEntry, found: Nonfinite) -> Finding:
+    places = ", ".join(str(list(find_indices(place, entry.shape))) for place in found.places)
+    more = ", ..." if found.number > len(found.places) else ""
     return Finding(
         code="nonfinite",
-        text=f"'{entry.name}' holds {count} NaN or infinity, the first at element {first}.",
+        text=f"'{entry.name}' holds {found.number} NaN or infinity, at {places}{more}.",
         remedy="make the checkpoint again from models without them.",
         tensor=entry.name,
     )
+
+
+def find_indices(place: int, shape: Sequence[int]) -> tuple[int, ...]:
+    """Where an element stands in a tensor, counted from 0 in each dimension."""
+    indices = []
+    for size in reversed(shape):
+        place, index = divmod(place, size)
+        indices.append(index)
+    return tuple(reversed(indices))

@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-from xmerge.architecture import Family, ResolvedModel
+from xmerge.architecture import Family, ResolvedModel, list_families
 from xmerge.architecture.models import config_dtype, expect_tensors
-from xmerge.checkpoints import MERGEABLE_DTYPES, Checkpoint, torch_name_of
+from xmerge.checkpoints import MERGEABLE_DTYPES, Checkpoint, StoredTensor, torch_name_of
 from xmerge.checkpoints.checkpoint import INDEX_NAME, read_json_object
 from xmerge.validation.findings import Finding
 
@@ -90,50 +89,63 @@ def check_layers(model: ResolvedModel, expected: int) -> Iterator[Finding]:
 
 
 def check_head(checkpoint: Checkpoint, family: Family | None, *, tied: bool) -> Iterator[Finding]:
-    """A head of its own under tied embeddings is never read."""
+    """A head of its own under tied embeddings is read by some programs and ignored by others."""
     names = [each.name for each in family.after if each.role == HEAD_ROLE] if family else ["lm_head.weight"]
     for name in names:
         if tied and name in checkpoint.tensors:
             yield Finding(
                 code="stray_head",
-                text=f"'{name}' is there, and config.json ties the output to the embeddings: it is never read.",
-                remedy="remove it, or set tie_word_embeddings to false.",
+                text=f"'{name}' is there, and config.json ties the output to the embeddings: transformers 4 ignores "
+                "it, and transformers 5 uses it where it differs from them.",
+                remedy="remove it, or set tie_word_embeddings to false to have it used.",
                 tensor=name,
-            )
-
-
-def check_vocabulary(model: ResolvedModel, folder: Path) -> Iterator[Finding]:
-    """Whether the embedding has a row for every token that the tokenizer can give."""
-    embedding = model.by_role.get((None, "token_embd"))
-    if embedding is None:
-        return
-    rows = embedding[0][0].shape[0]
-    path = folder / "tokenizer.json"
-    if path.is_file():
-        highest = _highest_token(read_json_object(path, path.name))
-        if highest >= rows:
-            yield Finding(
-                code="vocabulary",
-                text=f"the tokenizer knows token {highest}, and the embedding has {rows} rows.",
-                remedy="take the tokenizer of the model the embedding comes from.",
             )
 
 
 def check_dtype(checkpoint: Checkpoint) -> Iterator[Finding]:
     """Whether most of the weights have the dtype that config.json claims."""
-    claimed = config_dtype(checkpoint.config)
-    sizes: dict[str, int] = {}
-    for tensor in checkpoint.tensors.values():
-        if tensor.dtype in MERGEABLE_DTYPES:
-            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.nbytes
+    claimed, sizes = config_dtype(checkpoint.config), _group_by_dtype(checkpoint)
     if claimed is None or not sizes:
         return
-    actual = torch_name_of(max(sorted(sizes), key=lambda dtype: sizes[dtype]))
+    actual = max(sizes, key=lambda dtype: sum(tensor.nbytes for tensor in sizes[dtype]))
     if actual != claimed:
         yield Finding(
             code="wrong_dtype",
             text=f"config.json says {claimed}, and most of the weights are {actual}.",
             remedy=f"write {actual} in config.json, or convert the weights.",
+        )
+
+
+def check_other_dtypes(checkpoint: Checkpoint) -> Iterator[Finding]:
+    """Which weights have another dtype than config.json claims and most of them have: some programs convert them."""
+    claimed, sizes = config_dtype(checkpoint.config), _group_by_dtype(checkpoint)
+    if claimed not in sizes:
+        return
+    for dtype, tensors in sizes.items():
+        if dtype != claimed:
+            shown = ", ".join(tensor.name for tensor in tensors[:3])
+            more = f" and {len(tensors) - 3} more" if len(tensors) > 3 else ""
+            yield Finding(
+                code="wrong_dtype",
+                text=f"{shown}{more} {'is' if len(tensors) == 1 else 'are'} {dtype}; config.json says {claimed}.",
+                remedy=f"convert to {claimed} what need not be {dtype}.",
+                tensor=tensors[0].name if len(tensors) == 1 else None,
+                severity="warning",
+            )
+
+
+def check_architecture(checkpoint: Checkpoint, family: Family | None) -> Iterator[Finding]:
+    """Whether the class that config.json names is of the family that its model type is of."""
+    told = checkpoint.config.get("architectures")
+    named = told[0] if isinstance(told, list) and told else None
+    owner = next((each for each in list_families() if named in each.architectures), None)
+    if family is not None and owner is not None and named not in family.architectures:
+        yield Finding(
+            code="config",
+            text=f"config.json says model_type {checkpoint.config.get('model_type')}, and architectures {named}, which "
+            f"is a {owner.family}.",
+            remedy="fetch config.json again: the two belong to different models.",
+            severity="warning",
         )
 
 
@@ -152,6 +164,15 @@ def check_total_size(folder: Path, checkpoint: Checkpoint) -> Iterator[Finding]:
             remedy=f"write {total}.",
             severity="warning",
         )
+
+
+def _group_by_dtype(checkpoint: Checkpoint) -> dict[str, list[StoredTensor]]:
+    """The tensors of floating point, by dtype as config.json writes it, in a fixed order."""
+    grouped: dict[str, list[StoredTensor]] = {}
+    for tensor in sorted(checkpoint.tensors.values(), key=lambda each: (each.dtype, each.name)):
+        if tensor.dtype in MERGEABLE_DTYPES:
+            grouped.setdefault(torch_name_of(tensor.dtype), []).append(tensor)
+    return grouped
 
 
 def _wrong_layers(expected: int, stated: int, present: int) -> Finding:
@@ -183,15 +204,6 @@ def _check_tensor(
             tensor=name,
             layer=_layer(name),
         )
-
-
-def _highest_token(tokenizer: dict[str, Any]) -> int:
-    model = tokenizer.get("model")
-    vocabulary = model.get("vocab") if isinstance(model, dict) else None
-    numbers = list(vocabulary.values()) if isinstance(vocabulary, dict) else []
-    added = tokenizer.get("added_tokens")
-    numbers += [each.get("id") for each in added if isinstance(each, dict)] if isinstance(added, list) else []
-    return max((number for number in numbers if type(number) is int), default=-1)
 
 
 def _layer(name: str) -> int | None:

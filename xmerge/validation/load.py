@@ -1,6 +1,6 @@
-"""Run as a program: load a checkpoint strictly with transformers, run it once, and print what went wrong as JSON.
+"""Run as a program: load a checkpoint strictly with transformers, run it once on a short text, tell what went wrong.
 
-No code from the checkpoint is run, and nothing is fetched.
+The answer is one line of JSON. No code from the checkpoint is run, and nothing is fetched.
 """
 
 from __future__ import annotations
@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 TOKENS = 8
+TEXT = "A merge takes two models and makes one of them."
 
 
 def load(folder: str) -> dict[str, Any]:
@@ -39,12 +41,42 @@ def load(folder: str) -> dict[str, Any]:
         for kind in ("missing_keys", "mismatched_keys")
         if told.get(kind)
     ]
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    try:
+        tokens = encode_text(Path(folder) / "tokenizer.json", vocabulary)
+    except ValueError as error:
+        faults.append(str(error))
+        tokens = None
     with torch.inference_mode():
-        vocabulary = model.get_input_embeddings().weight.shape[0]
-        logits = model(torch.arange(TOKENS).remainder(vocabulary).unsqueeze(0)).logits
+        logits = model(torch.tensor([tokens or [place % vocabulary for place in range(TOKENS)]])).logits
+    told_input = "a short text" if tokens else "a short input"
     if not torch.isfinite(logits).all():
-        faults.append("the logits of a short input are not finite")
-    return {"class": type(model).__name__, "faults": faults, "unread": sorted(map(str, told["unexpected_keys"]))}
+        faults.append(f"the logits of {told_input} are not finite")
+    return {
+        "class": type(model).__name__,
+        "input": told_input,
+        "faults": faults,
+        "unread": sorted(map(str, told["unexpected_keys"])),
+    }
+
+
+def encode_text(path: Path, vocabulary: int) -> list[int] | None:
+    """The numbers of a short text's tokens; None where no tokenizer is there, or it knows no token of the text.
+
+    Raises:
+        ValueError: The tokenizer does not load, or gives a number that has no row in the embedding.
+    """
+    if not path.is_file():
+        return None
+    from tokenizers import Tokenizer
+
+    try:
+        tokens: list[int] = Tokenizer.from_file(str(path)).encode(TEXT).ids[:TOKENS]
+    except Exception as error:  # noqa: BLE001 - the library raises nothing more special
+        raise ValueError(f"{path.name} does not load: {error}") from None
+    if max(tokens, default=0) >= vocabulary:
+        raise ValueError(f"the tokenizer gives token {max(tokens)}, and the embedding has {vocabulary} rows")
+    return tokens or None
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ from xmerge.validation.checks import (
     check_layers,
     check_tensors,
     check_total_size,
-    check_vocabulary,
 )
+from xmerge.validation.companions import check_companions
 from xmerge.validation.findings import Finding, ValidationReport, join_reports
 from xmerge.validation.trial import AS_ASKED, PACKED, skip_loading, try_loading
 
@@ -57,8 +57,8 @@ def validate(staged: Path, plan: MergePlan, results: Sequence[LayerResult], *, t
         *check_tensors(expected, model.checkpoint, owner),
         *check_layers(model, sum(layer.index is not None for layer in plan.layers)),
         *check_head(model.checkpoint, model.family, tied=model.tied),
-        # The tokenizer and the number of rows are the target's own, and no reason to refuse what was made of it.
-        *(finding.model_copy(update={"severity": "warning"}) for finding in check_vocabulary(model, staged)),
+        # What goes along is the target's own, and no reason to refuse what was made of it.
+        *(finding.model_copy(update={"severity": "warning"}) for finding in check_companions(staged, model)),
         *check_dtype(model.checkpoint),
         *check_total_size(staged, model.checkpoint),
         *_check_nonfinite(plan, results),

@@ -52,7 +52,7 @@ def try_loading(folder: Path, carried: AbstractSet[str] = frozenset()) -> Valida
         *(_tell_unread(name, carried) for name in answer.get("unread", ())),
     )
     report = ValidationReport(findings=findings, facts=())
-    outcome = f"{answer['class']}, strictly; the logits of a short input are finite" if report.ok else "failed"
+    outcome = f"{answer['class']}, strictly; the logits of {answer['input']} are finite" if report.ok else "failed"
     return ValidationReport(findings=findings, facts=((FACT, outcome),))
 
 
