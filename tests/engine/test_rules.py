@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.engine.bench import Bench, draw, make, same_bits
+from xmerge.engine import rules
+from xmerge.engine.randomness import CounterDice
 from xmerge.engine.reading import OpenSources
 from xmerge.engine.rules import RuleMerger, StreamedTensor
 from xmerge.errors import CheckpointError
@@ -272,3 +274,35 @@ def test_memory_stays_below_what_the_plan_says(
     with LiveBytes() as live:
         bench.combine(plan, block)
     assert 0 < live.most <= memory.estimate_buffers(plan)
+
+
+DRAWING = [method for method in RULES if method.draws]
+
+
+@pytest.mark.parametrize("method", DRAWING, ids=[method.name for method in DRAWING])
+@pytest.mark.parametrize("room", [0, 40, 2**20], ids=["no mask is kept", "some are", "all are"])
+def test_what_is_drawn_does_not_depend_on_the_room_for_it(method: MergeMethod, room: int):
+    """A mask that was kept is the one that would be drawn again."""
+    inputs = draw_inputs(method, (30, 11))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rules, "MASK_BYTES", room)
+        assert same_bits(make_usual(method, inputs, 64), make_usual(method, inputs))
+
+
+@pytest.mark.parametrize("method", DRAWING, ids=[method.name for method in DRAWING])
+def test_what_there_is_room_for_is_drawn_once(method: MergeMethod):
+    """The second reading of the inputs recalls the masks of the first."""
+    drawn: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("keep", "keep_by_rank"):
+            patch.setattr(CounterDice, name, _count_calls(getattr(CounterDice, name), drawn))
+        make_usual(method, draw_inputs(method, (30, 11)), 110)
+    assert len(drawn) == 2 * 3
+
+
+def _count_calls(function: Any, calls: list[int]) -> Any:
+    def counted(*args: Any) -> Any:
+        calls.append(1)
+        return function(*args)
+
+    return counted

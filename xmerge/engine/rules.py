@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from xmerge.engine.combine import FLOAT32_DIGITS, Combiner, compare, list_measured, round_digits
 from xmerge.engine.randomness import Dice, Mask, make_dice
@@ -16,7 +17,10 @@ from xmerge.engine.selection import TopValues, select_largest
 from xmerge.engine.shard import ShardWriter
 from xmerge.interrupt import check_stop
 from xmerge.methods import Block, find_method
+from xmerge.planning.memory import MASK_BYTES
 from xmerge.planning.plan import TensorPlan
+
+LEAST_INTEGER = -(2**31)
 
 SAMPLE_RUN = 512
 """How many elements of a sample stand together; of a rule that wants rows, a row."""
@@ -79,6 +83,20 @@ class RuleMerger(Combiner):
             read.append(out)
         return read
 
+    def read_runs(self, tensor: TensorPlan, starts: Sequence[int], run: int) -> Iterator[list[torch.Tensor]]:
+        """Each input's elements in float32 of runs of one length, as many of them at a time as a block has room for."""
+        many = max(self._block // run, 1)
+        for first in range(0, len(starts), many):
+            part = starts[first : first + many]
+            read = [
+                self._buffer_of(f"input{i}", len(part) * run)[: len(part) * run] for i in range(len(tensor.sources))
+            ]
+            for source, out in zip(tensor.sources, read, strict=True):
+                for start, filled in zip(part, out.split(run), strict=True):
+                    check_stop()
+                    self._reader.read(source, start, filled)
+            yield read
+
     def _buffer_of(self, name: str, elements: int) -> torch.Tensor:
         """A buffer of float32 that is as long as the longest row asked for."""
         key = (name, torch.float32)
@@ -112,9 +130,9 @@ class _Tally:
         base = inputs[self._tensor.base]
         self._yy += torch.dot(made, made).item()
         self._yb += torch.dot(made, base).item()
-        same = made == base
-        self._changed += made.numel() - int(same.sum())
-        return base.where(same, made)
+        # Numbers, not booleans, which torch works on several times as slowly.
+        self._changed += int(torch.ne(made, base, out=torch.empty_like(made)).sum())
+        return base.where(made == base, made) if _has_negative_zero(base) else made
 
     def tell(self, bias_ratios: tuple[float | None, ...]) -> TensorResult:
         """What has become of the tensor."""
@@ -155,14 +173,13 @@ class StreamedTensor:
         self._checked = True
 
     def sample(self, elements: int) -> Iterator[Block]:
-        """Blocks from all over it, with about so many elements together, or all of it."""
-        run = self._row if self._by_rows else SAMPLE_RUN
-        whole = -(-self.elements // run)
+        """Runs from all over it with about so many elements together, as blocks whose start means nothing."""
+        run = min(self._row if self._by_rows else SAMPLE_RUN, self.elements)
+        whole = self.elements // run
         runs = min(max(elements // run, 1), whole)
-        for number in range(runs):
-            start = number * whole // runs * run
-            count = min(run, self.elements - start)
-            yield self._show(start, self._merger.read_block(self._tensor, start, count, check=False))
+        starts = [number * whole // runs * run for number in range(runs)]
+        for inputs in self._merger.read_runs(self._tensor, starts, run):
+            yield self._show(0, inputs)
 
     def _show(self, start: int, inputs: Sequence[torch.Tensor]) -> Block:
         return Block(start, [each.view(-1, self._row) for each in inputs] if self._by_rows else inputs)
@@ -184,16 +201,52 @@ class StreamedTensor:
 
     def chance(self, donor: int, probability: float, block: Block) -> torch.Tensor:
         """Which elements of a block a donor keeps with a probability: 1 or 0."""
-        return _as_numbers(self._dice[donor].keep(probability, block.start, block.base.numel()), block)
+        start, count = block.start, block.base.numel()
+        kept = self._drawn.recall(
+            (donor, probability, start, count), lambda: self._dice[donor].keep(probability, start, count)
+        )
+        return _as_numbers(kept, block)
 
     def chance_by_rank(self, donor: int, middle: float, spread: float, block: Block) -> torch.Tensor:
         """The same with a probability that grows with the rank of a task vector's magnitude in its row."""
-        kept = self._dice[donor].keep_by_rank(middle, spread, block.start, block.inputs[donor], block.base)
+        start, donors, base = block.start, block.inputs[donor], block.base
+        kept = self._drawn.recall(
+            (donor, middle, spread, start, base.numel()),
+            lambda: self._dice[donor].keep_by_rank(middle, spread, start, donors, base),
+        )
         return _as_numbers(kept, block)
+
+    @cached_property
+    def _drawn(self) -> _Drawn:
+        return _Drawn()
 
     @cached_property
     def _dice(self) -> Mapping[int, Dice]:
         return make_dice(self._tensor)
+
+
+class _Drawn:
+    """Masks that were drawn, a bit for each element, as far as there is room; the others are drawn again."""
+
+    def __init__(self) -> None:
+        self._masks: dict[tuple[float, ...], NDArray[np.uint8]] = {}
+        self._room = MASK_BYTES
+
+    def recall(self, key: tuple[float, ...], draw: Callable[[], Mask]) -> Mask:
+        """The mask of a key, which ends with the number of its elements."""
+        if key in self._masks:
+            return np.unpackbits(self._masks[key], count=int(key[-1])).view(np.bool_)
+        drawn = draw()
+        packed = np.packbits(drawn)
+        if packed.nbytes <= self._room:
+            self._masks[key] = packed
+            self._room -= packed.nbytes
+        return drawn
+
+
+def _has_negative_zero(numbers: torch.Tensor) -> bool:
+    """Whether one of some float32 numbers is -0, whose bits as an integer are the least there is."""
+    return numbers.numel() > 0 and int(numbers.view(torch.int32).min()) == LEAST_INTEGER
 
 
 def _as_numbers(kept: Mask, block: Block) -> torch.Tensor:

@@ -158,13 +158,16 @@ def _elect(weighted: Sequence[Tensor], weights: Sequence[float] | None) -> Tenso
     if weights is not None:
         taking = [each.sign_().mul_(w) for each, w in zip(agreeing, weights, strict=True)]
         divisor = _sum(taking)
-        total.div_(divisor.masked_fill_(divisor == 0, 1.0))
+        # A mask of floats: torch needs several times as long for one of booleans.
+        total.div_(divisor.add_(divisor.clone().eq_(0.0)))
     return total.mul_(sign)
 
 
 def _sum(tensors: Sequence[Tensor]) -> Tensor:
     """The sum in the order of the donors."""
-    total = tensors[0].clone()
-    for each in tensors[1:]:
+    if len(tensors) == 1:
+        return tensors[0].clone()
+    total = tensors[0] + tensors[1]
+    for each in tensors[2:]:
         total += each
     return total

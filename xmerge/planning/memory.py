@@ -23,6 +23,8 @@ RULE_BYTES = 24
 """What a rule computes with, for each source and each number of a block, beside what was read."""
 RULE_COUNTS = 2**21
 """Bytes of the histograms from which the largest numbers are selected, for each source."""
+MASK_BYTES = 32 * 2**20
+"""How many bytes of masks are kept, a bit for each element and donor, so that they need not be drawn again."""
 
 
 def estimate_buffers(plan: MergePlan, device: str = "cpu") -> int:
@@ -61,7 +63,8 @@ def _estimate_tensor(tensor: TensorPlan, block: int) -> int:
 
 
 def _estimate_rule(tensor: TensorPlan, block: int, longest: int) -> int:
-    """As read and as written, a block of each; what is computed with, for the longest row; and histograms."""
+    """As read and as written, a block of each; what is computed with, for the longest row; histograms and masks."""
     sources = len(tensor.sources)
     computed = (4 + RULE_BYTES) * longest + RULE_COUNTS
-    return (WIDEST + DTYPE_BYTES[tensor.dtype]) * block + computed * sources
+    masks = min(MASK_BYTES, sources * (tensor.elements // 8 + 1)) if tensor.draws else 0
+    return (WIDEST + DTYPE_BYTES[tensor.dtype]) * block + computed * sources + masks
