@@ -92,9 +92,9 @@ class RuleMerger(Combiner):
                 self._buffer_of(f"input{i}", len(part) * run)[: len(part) * run] for i in range(len(tensor.sources))
             ]
             for source, out in zip(tensor.sources, read, strict=True):
-                for start, filled in zip(part, out.split(run), strict=True):
+                for place, start in enumerate(part):
                     check_stop()
-                    self._reader.read(source, start, filled)
+                    self._reader.read(source, start, out[place * run : (place + 1) * run])
             yield read
 
     def _buffer_of(self, name: str, elements: int) -> torch.Tensor:
