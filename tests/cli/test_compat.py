@@ -156,6 +156,8 @@ def test_a_matrix_has_every_pair_and_the_reasons_of_the_others(xmerge, tmp_path)
     assert rows[1] == ["1", "alone", "AAAAA", "AAAAA", "CCAAD", "?"]
     assert rows[3] == ["3", "qwen3-8b", "CCAAD", "CCAAD", "AAAAA", "?"]
     assert rows[4] == ["4", "stranger", "?", "?", "?", "A"]
+    told = "stranger: there is no family file for unheard-of; it is compared by name, with models of its own type."
+    assert told in said.out
     assert "- torn: torn/config.json is not JSON." in said.out
     assert "alone: no weights are here" in said.out
     for told in ("q, k, v, o, feed-forward", "A exact, B convertible", "?: of one of the two nobody knows"):
@@ -290,12 +292,23 @@ def test_strangers_are_refused(xmerge, tmp_path):
     assert json.loads(said.out)["error"]["what"].endswith("there is no family file for unheard-of.")
 
 
+def test_a_config_that_no_family_file_fits_names_its_key(xmerge, tmp_path):
+    """A known type that its file does not describe: exit 2 or 3, and the key of config.json with both values."""
+    config = {"model_type": "deepseek_v3", "num_hidden_layers": 1, "rope_interleave": False}
+    write_headers(tmp_path / "whole", config, {"model.layers.0.w": ("F32", [2])})
+    write_config(tmp_path / "alone", config)
+    for name, code in (("whole", 2), ("alone", 3)):
+        said = xmerge("compat", "llama-3-8b", tmp_path / name)
+        assert (said.exit_code, said.out) == (code, "")
+        assert "rope_interleave = true, and config.json says rope_interleave = false" in " ".join(said.err.split())
+
+
 def test_models_of_one_unknown_type_are_compared_by_name(xmerge, tmp_path):
     """Then components are names, and the recipe merges all that match."""
     for name in ("a", "b"):
         write_headers(tmp_path / name, {"model_type": "unheard-of"}, {"h.0.w": ("F32", [2, 2])})
     out = xmerge("compat", tmp_path / "a", tmp_path / "b").out
-    assert "No family file says what the tensors of unheard-of do" in out
+    assert "Tensors were compared by name and shape, because there is no family file for unheard-of" in out
     assert table_of(out)["h.{layer}.w"] == ["0", "A", "16 B", "16 B", "-"]
     assert "t: 0.1   # 0 is the base, 1 the donor; no family file says which tensors are what" in out
     assert "Norms and embeddings" not in out

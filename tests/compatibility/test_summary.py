@@ -86,6 +86,15 @@ def test_models_of_one_unknown_type_are_counted(tmp_path):
     found = compare_models(*describe_models_named([str(tmp_path / "a"), str(tmp_path / "b")]))
     (told,) = summarize(found)
     assert told == (
-        "No family file says what the tensors of unheard-of do, so they were compared by name and shape: "
-        "2 of 4 components match, 1 of other shape, 1 only in a."
+        "Tensors were compared by name and shape, because there is no family file for unheard-of: 2 of 4 components "
+        "match; misfits: 1; only in a: 1."
     )
+
+
+def test_the_key_is_named_where_no_family_file_fits(tmp_path):
+    """Models of a known type that its file does not describe are compared by name, and the summary says which key."""
+    config = {"model_type": "deepseek_v3", "num_hidden_layers": 1, "rope_interleave": False}
+    for name in "ab":
+        write_headers(tmp_path / name, config, {"model.layers.0.w": ("F32", [2])})
+    (told,) = summarize(compare_models(*describe_models_named([str(tmp_path / "a"), str(tmp_path / "b")])))
+    assert "rope_interleave = true, and config.json says rope_interleave = false" in told

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fake_checkpoints import write_headers
 from xmerge.planning import PLAN_COLUMNS, draw_plan, summarize_plan, tell_layer_map
-from xmerge.planning.table import show_bytes, show_ranges
+from xmerge.planning.table import show_bytes, show_ranges, tell_layers
 
 SLERP = "merge_method: slerp\nbase_model: A\nmodels: [{model: A}, {model: B}]\n"
 
@@ -30,6 +31,12 @@ def test_ranges_can_be_read_back(numbers):
     ranges = [[int(end) for end in part.split("-")] for part in text.split(", ") if part]
     assert [n for part in ranges for n in range(part[0], part[-1] + 1)] == sorted(numbers)
     assert all(before[-1] + 1 < after[0] for before, after in pairwise(ranges))
+
+
+@pytest.mark.parametrize(("layers", "told"), [([4], "layer 4"), ([4, 5], "layers 4-5"), ([4, 6], "layers 4, 6")])
+def test_one_layer_is_spoken_of_as_one(layers, told):
+    """The word agrees with the number."""
+    assert tell_layers(layers) == told
 
 
 def test_ranges_show_each_number_once():

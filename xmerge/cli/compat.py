@@ -175,6 +175,11 @@ def _print_matrix(matrix: Matrix) -> None:
     for broken in matrix.unreadable:
         told = " ".join(part for part in (broken.what, broken.why) if part)
         console.print(_hang("-", f"{broken.folder}: {told}"))
+    for model in matrix.models:
+        if model.unknown is not None:
+            console.print(
+                _plain(f"{model.label}: {model.unknown}; it is compared by name, with models of its own type.")
+            )
     _print_facts(console, matrix.models)
     console.print(
         f"Rows are bases; columns are donors, by the numbers of their rows. Each cell: the worst class of "

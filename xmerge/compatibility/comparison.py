@@ -13,6 +13,7 @@ from xmerge.planning.layer_map import spread
 from xmerge.planning.packed import list_as_weights
 from xmerge.planning.refusals import refuse_strangers
 from xmerge.planning.slots import is_stray_head, name_component
+from xmerge.planning.unknown import tell_unknown
 from xmerge.planning.warnings import list_foreign_roles
 from xmerge.values import Value
 
@@ -31,6 +32,8 @@ class ComparedModel(Value):
     """Its family, or its `model_type` where no family file exists."""
     known: bool
     """Whether a family file says what its tensors do; if not, they are compared by name."""
+    unknown: str | None
+    """Why none does."""
     origin: Origin
     """Where its shapes come from."""
     packed: str | None
@@ -118,6 +121,7 @@ def describe_side(model: ResolvedModel) -> ComparedModel:
         local=model.location.folder is not None,
         kind=model.kind,
         known=model.family is not None,
+        unknown=None if model.family else tell_unknown(model),
         origin=tell_origin(model),
         packed=model.quantization,
         layers=model.layers,

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import yaml
 
-from xmerge.architecture import Family, ResolvedModel, describe_model, find_family, list_families
+from xmerge.architecture import Family, ResolvedModel, describe_model, find_family, find_unfit, list_families
 from xmerge.architecture.models import MOST_LAYERS, Place, describe_checkpoint, expect_tensors, label_apart
 from xmerge.architecture.traits import Traits
 from xmerge.checkpoints import Checkpoint, StoredTensor
@@ -144,10 +144,10 @@ def sketch_model(location: Location, config: Mapping[str, Any]) -> ResolvedModel
     family = find_family(config)
     if family is None:
         kinds = dict.fromkeys(kind for each in list_families() for kind in each.model_types)
-        told = str(config.get("model_type"))
+        told, unfit = str(config.get("model_type")), find_unfit(config)
         raise CheckpointError(
             f"{location.label} is here as a config.json alone, and no family file says what tensors a {told!r} has.",
-            why=f"families are found by 'model_type'; {nearest(told, kinds)}",
+            why=f"{unfit}." if unfit else f"families are found by 'model_type'; {nearest(told, kinds)}",
             remedy="fetch its weights too (of a repository, headers are enough), or add a file to xmerge/families.",
         )
     spelled = family.spelled_like(())

@@ -117,6 +117,6 @@ def _summarize_by_name(found: Compatibility) -> str:
     fitting, alone = grades.count("A"), grades.count(None)
     others = len(grades) - fitting - alone
     return (
-        f"No family file says what the tensors of {found.base.kind} do, so they were compared by name and shape: "
-        f"{fitting} of {len(grades)} components match, {others} of other shape, {alone} only in {found.base.label}."
+        f"Tensors were compared by name and shape, because {found.base.unknown}: {fitting} of {len(grades)} components "
+        f"match; misfits: {others}; only in {found.base.label}: {alone}."
     )
