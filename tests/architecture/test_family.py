@@ -219,6 +219,15 @@ def test_config_json_may_say_what_it_likes(architectures: object, model_type: ob
     assert find_family({"architectures": architectures, "model_type": model_type}) is None
 
 
+@pytest.mark.parametrize("family", list_families(), ids=lambda family: family.family)
+def test_the_names_of_a_tower_are_each_other_s(family: Family):
+    """Whichever name a tensor beside the language model has, it has the same names, its own among them."""
+    for beginnings in family.towers:
+        for beginning in beginnings:
+            assert set(family.list_names(f"{beginning}x.0.weight")) == {f"{each}x.0.weight" for each in beginnings}
+    assert family.list_names("another.tower.weight") == ("another.tower.weight",)
+
+
 def test_an_axis_is_the_first_key_that_is_there():
     """A size is read from the first key that says something; a head's size is else derived, if it is whole."""
     family = find_family({"model_type": "llama"})

@@ -142,6 +142,8 @@ class Family(Value):
     """The key of config.json below which the language model is described; None: it is described at the top."""
     spellings: tuple[dict[str, str], ...] = ({},)
     """Beginnings of names as the lines below write them -> as a checkpoint may; the one that fits best is taken."""
+    towers: tuple[tuple[str, ...], ...] = ()
+    """For each part beside the language model, the beginnings of names under which checkpoints hold it."""
     buffers: tuple[str, ...] = ("rotary_emb.inv_freq",)
     """Endings of names that old checkpoints hold and no program reads."""
     unchecked: str | None = None
@@ -284,6 +286,15 @@ class Family(Value):
             for section in _SECTIONS
         }
         return self.model_copy(update=sections)
+
+    def list_names(self, name: str) -> tuple[str, ...]:
+        """Every name under which checkpoints hold a tensor beside the language model, its own first."""
+        for beginnings in self.towers:
+            fitting = [each for each in beginnings if name.startswith(each)]
+            if fitting:
+                tail = name.removeprefix(max(fitting, key=len))
+                return tuple(dict.fromkeys((name, *(beginning + tail for beginning in beginnings))))
+        return (name,)
 
     def fits(self, config: Mapping[str, Any]) -> bool:
         """Whether config.json says what the file requires."""

@@ -169,8 +169,13 @@ class ResolvedModel:
 
     @cached_property
     def by_template(self) -> Mapping[tuple[int | None, str], TensorSpec]:
-        """(layer, name with `{layer}`) -> tensor."""
-        return {(spec.layer, spec.template): spec for spec in self.tensors}
+        """(layer, name with `{layer}`) -> tensor; one without a role by every name that checkpoints hold it under."""
+        found = {(spec.layer, spec.template): spec for spec in self.tensors}
+        family = self.family
+        for spec in self.tensors if family else ():
+            for name in family.list_names(spec.template) if family and spec.role is None else ():
+                found.setdefault((spec.layer, name), spec)
+        return found
 
     @cached_property
     def by_layer(self) -> Mapping[int | None, tuple[TensorSpec, ...]]:

@@ -36,7 +36,7 @@ def list_foreign_roles(
     """
     own = [spec for spec in list_as_weights(target) if not is_stray_head(spec, target)]
     roles = {part.role for spec in own for part in spec.parts}
-    templates = {spec.template for spec in own} if donor.model_type == target.model_type else set()
+    templates = {name for _, name in target.by_template} if donor.model_type == target.model_type else set()
     foreign: Counter[str] = Counter()
     for spec in list_as_weights(donor):
         if (layers is None or spec.layer in layers) and not is_stray_head(spec, donor):
