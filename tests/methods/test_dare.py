@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +21,7 @@ STANDARD_DEVIATIONS = 5
 """How far a share of independent draws may be from its probability: further is a chance of one in a million."""
 
 
-def keep(method: str, shape: tuple[int, ...], seed: int = 0, block: int | None = None, **said: object) -> torch.Tensor:
+def keep(method: str, shape: tuple[int, ...], seed: int = 0, block: int | None = None, **said: Any) -> torch.Tensor:
     """Which elements of a donor are kept."""
     donor = draw(3, math.prod(shape), torch.float32).view(shape)
     made = make(method, [torch.zeros(shape), donor], block, weight=(0, 1.0), rescale=False, **said)
@@ -93,7 +95,7 @@ def test_a_row_of_one_number_is_kept_with_the_density():
 
 
 @pytest.mark.parametrize("method", DRAWING)
-def test_donors_draw_by_their_names(method: str, tmp_path):
+def test_donors_draw_by_their_names(method: str, tmp_path: Path):
     """Donors in another order, each with its own parameters, keep what they kept."""
     tensors = [draw(number, 600, torch.float32).view(30, 20) for number in range(4)]
     said = [(0, "", 1), (1.0, "a", 0.4), (0.5, "b", 0.5), (0.25, "c", 0.6)]
@@ -119,5 +121,5 @@ def test_two_donors_draw_differently():
 def test_the_same_numbers_are_drawn_again(method: str):
     """What is drawn for a tensor follows from its seed: the same bits whenever it is merged."""
     tensors = [draw(number, 500, torch.float32).view(25, 20) for number in range(3)]
-    said = {"weight": (0, 1.0, 0.5), "density": (1, 0.5, 0.3)}
+    said: dict[str, Any] = {"weight": (0, 1.0, 0.5), "density": (1, 0.5, 0.3)}
     assert same_bits(make(method, tensors, **said), make(method, tensors, **said))

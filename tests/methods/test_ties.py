@@ -123,5 +123,5 @@ def test_outliers_are_left_out():
 def test_a_mask_of_8_bits_changes_nothing(method: str):
     """int8_mask is what mergekit computes its masks in, and decides no number."""
     tensors = [draw(number, 50, torch.float32) for number in range(3)]
-    said = {"weight": (0, 1.0, 0.5), "density": (1, 0.5, 0.3)}
+    said: dict[str, Any] = {"weight": (0, 1.0, 0.5), "density": (1, 0.5, 0.3)}
     assert same_bits(make(method, tensors, **said, int8_mask=True), make(method, tensors, **said))
