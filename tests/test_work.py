@@ -20,8 +20,6 @@ from tests.small_merges import list_tree, make_plan, run, write_models
 from xmerge import disk
 from xmerge.engine import merge_layer
 from xmerge.errors import InUseError, OutputExistsError, PlanError, StorageError
-from xmerge.finished import is_finished
-from xmerge.planning import MergePlan
 from xmerge.work import open_work_folder, remove_work_folder, write_plan
 
 
@@ -287,96 +285,3 @@ def test_a_store_that_is_a_file_is_a_storage_error(tmp_path, plan):
     ):
         pass
     assert list_tree(tmp_path) == ["store"]
-
-
-class TestIsFinished:
-    """What stands in the output's place before the run."""
-
-    def test_nothing_and_an_empty_folder_are_free(self, tmp_path, plan):
-        """There the output may appear; also where a link points to nothing."""
-        (tmp_path / "empty").mkdir()
-        (tmp_path / "link").symlink_to(tmp_path / "nothing")
-        assert not any(is_finished(tmp_path / name, plan) for name in ("nothing", "empty", "link", "empty/deeper"))
-
-    def test_what_is_not_ours_is_refused(self, tmp_path, plan):
-        """A file, a folder with something in it, a folder whose provenance says nothing: all are somebody's."""
-        (tmp_path / "file").write_text("")
-        (tmp_path / "folder").mkdir()
-        (tmp_path / "folder" / "notes.txt").write_text("")
-        (tmp_path / "odd").mkdir()
-        (tmp_path / "odd" / "provenance.json").write_text('{"plan_fingerprint": "x", "shards": [{"file": "../x"}]}')
-        (tmp_path / "loop").symlink_to(tmp_path / "loop")
-        texts = []
-        for name in ("file", "folder", "odd", "loop"):
-            with pytest.raises(OutputExistsError) as caught:
-                is_finished(tmp_path / name, plan)
-            assert caught.value.exit_code == 2
-            texts.append(str(caught.value).removeprefix(str(tmp_path)).splitlines()[0])
-        assert texts == [
-            "/file exists and is no folder.",
-            "/folder exists and was not made by xmerge (it holds notes.txt).",
-            "/odd exists and was not made by xmerge (it holds provenance.json).",
-            "/loop exists and is no folder.",
-        ]
-
-    def test_the_root_of_a_mount_is_refused(self, tmp_path, plan, monkeypatch):
-        """An output appears by a rename, which cannot replace a mounted file system."""
-        monkeypatch.setattr(os.path, "ismount", lambda _: True)
-        with pytest.raises(OutputExistsError, match="mounted file system") as caught:
-            is_finished(tmp_path, plan)
-        assert caught.value.remedy == f"name a folder in it, such as {tmp_path / 'merged'}."
-
-    def test_an_earlier_output_is_finished_until_something_of_it_is_lost(self, tmp_path, models, plan):
-        """Nothing is to do for a whole output; a lost, cut or replaced file is named."""
-        out = tmp_path / "out"
-        run(models, out)
-        assert is_finished(out, plan)
-        for name, change in (
-            ("model-00002-of-00006.safetensors", Path.unlink),
-            ("model-00003-of-00006.safetensors", lambda path: path.write_bytes(b"cut")),
-            ("model.safetensors.index.json", Path.unlink),
-            ("config.json", Path.unlink),
-        ):
-            kept = (out / name).read_bytes()
-            change(out / name)
-            with pytest.raises(OutputExistsError, match=f"has lost or changed {name}"):
-                is_finished(out, plan)
-            (out / name).write_bytes(kept)
-        assert is_finished(out, plan)
-
-    def test_a_tokenizer_that_changed_since_is_not_passed_over(self, tmp_path):
-        """An output whose tokenizer is lost, or is not the target's of today, is not what the merge would make."""
-        write_models(tmp_path)
-        (tmp_path / "llama" / "tokenizer.json").write_text("{}")
-        run(tmp_path, tmp_path / "out")
-        (tmp_path / "out" / "tokenizer.json").rename(tmp_path / "kept")
-        with pytest.raises(OutputExistsError, match=r"has lost or changed tokenizer\.json"):
-            is_finished(tmp_path / "out", make_plan(tmp_path)[1])
-        (tmp_path / "kept").rename(tmp_path / "out" / "tokenizer.json")
-        (tmp_path / "llama" / "tokenizer.json").write_text('{"model": {}}')
-        with pytest.raises(OutputExistsError, match="or of other versions of these models"):
-            is_finished(tmp_path / "out", make_plan(tmp_path)[1])
-
-    def test_another_merge_and_another_configuration_are_told_apart(self, tmp_path, models, plan):
-        """The text says whether the weights would differ, or only what the output says of its making."""
-        out = tmp_path / "out"
-        run(models, out)
-        with pytest.raises(OutputExistsError, match="is the output of another merge, or of other versions"):
-            is_finished(out, MergePlan.model_validate({**plan.model_dump(), "config_text": "{}"}))
-        with pytest.raises(OutputExistsError, match="is the output of another configuration"):
-            is_finished(out, plan.model_copy(update={"config_fingerprint": "0"}))
-
-    def test_a_finished_output_takes_away_what_a_killed_run_left(self, tmp_path, models, plan):
-        """A run that died between the rename and the end left its work folder; the next one removes it."""
-        run(models, tmp_path / "out")
-        (tmp_path / ".out.xmerge" / "store").mkdir(parents=True)
-        with open_work_folder(tmp_path / "out", plan) as folder:
-            assert folder.finished
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
-
-    def test_a_finished_output_needs_no_write(self, tmp_path, models, plan, monkeypatch):
-        """For an output that is there, beside a folder that cannot be written, nothing is to do."""
-        run(models, tmp_path / "out")
-        monkeypatch.setattr(disk, "mkdir", fail_with(30))
-        with open_work_folder(tmp_path / "out", plan) as folder:
-            assert folder.finished

@@ -11,7 +11,7 @@ from typing import Any
 from xmerge import disk
 from xmerge.checkpoints.checkpoint import INDEX_NAME
 from xmerge.errors import OutputExistsError, StorageError
-from xmerge.files import digest_files, encode, hash_file, read_bytes
+from xmerge.files import digest_files, encode, hash_file, read_bytes, storage_error
 from xmerge.planning.plan import MergePlan
 from xmerge.provenance import PROVENANCE_NAME, read_provenance
 
@@ -59,15 +59,23 @@ def check_contents(out: Path, plan: MergePlan) -> None:
 
     Raises:
         OutputExistsError: Some of its bytes are not the ones that were written.
+        StorageError: It cannot be read.
         Interrupted: A stop was requested.
     """
-    shards = (read_provenance(out) or {"shards": ()})["shards"]
-    with ThreadPoolExecutor(READERS, thread_name_prefix="digest") as pool:
-        whole = list(pool.map(lambda shard: _has_digest(out, shard), shards))
-    damaged = [shard["file"] for shard, is_whole in zip(shards, whole, strict=True) if not is_whole]
-    damaged += [name for name, text in draw_texts(plan).items() if not _holds(out / name, text)]
-    damaged += [] if _has_side_files(out, plan) else [f"one of {', '.join(plan.side_files)}"]
-    _refuse_damage(out, damaged)
+    provenance = read_provenance(out)
+    try:
+        shards = provenance["shards"] if provenance else []
+        with ThreadPoolExecutor(READERS, thread_name_prefix="digest") as pool:
+            digests = list(pool.map(lambda shard: hash_file(out / shard["file"])[1], shards))
+        damaged = [shard["file"] for shard, digest in zip(shards, digests, strict=True) if shard["sha256"] != digest]
+        damaged += [name for name, text in draw_texts(plan).items() if read_bytes(out / name) != encode(text)]
+        # A template of the configuration's own takes the place of one of the files that were digested together.
+        if draw_texts(plan).keys().isdisjoint(plan.side_files):
+            whole = digest_files(out, plan.side_files) == plan.side_files_digest
+            damaged += [] if whole else [f"one of {', '.join(plan.side_files)}"]
+    except OSError as error:
+        raise storage_error(error, out, doing="read") from error
+    _refuse_damage(out, damaged if provenance else [PROVENANCE_NAME])
 
 
 def draw_texts(plan: MergePlan) -> dict[str, str]:
@@ -133,27 +141,3 @@ def _has_size(out: Path, shard: dict[str, Any]) -> bool:
     path = out / shard["file"]
     size: int = shard["bytes"]
     return path.is_file() and disk.stat(path).st_size == size
-
-
-def _has_digest(out: Path, shard: dict[str, Any]) -> bool:
-    try:
-        return hash_file(out / shard["file"]) == (shard["bytes"], shard["sha256"])
-    except OSError:
-        return False
-
-
-def _holds(path: Path, text: str) -> bool:
-    try:
-        return read_bytes(path) == encode(text)
-    except OSError:
-        return False
-
-
-def _has_side_files(out: Path, plan: MergePlan) -> bool:
-    # A template of the configuration's own takes the place of one of the files that were digested together.
-    if not draw_texts(plan).keys().isdisjoint(plan.side_files):
-        return True
-    try:
-        return digest_files(out, plan.side_files) == plan.side_files_digest
-    except OSError:
-        return False

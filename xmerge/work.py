@@ -171,7 +171,7 @@ def _take_space(work: WorkFolder, plan: MergePlan) -> Iterator[None]:
             held.enter_context(hold_space(work.store.path, needed))
         except OSError as error:
             if error.errno in DISK_FULL:
-                raise _tell_narrow(work.store.path, needed) from error
+                raise _tell_narrow(work.store.path, needed, error.strerror) from error
             raise storage_error(error, work.store.path) from error
         yield
 
@@ -182,11 +182,12 @@ def _refuse_narrow(folder: Path, needed: int) -> None:
         raise _tell_narrow(folder, needed)
 
 
-def _tell_narrow(folder: Path, needed: int) -> StorageError:
+def _tell_narrow(folder: Path, needed: int, told: str | None = None) -> StorageError:
     free = free_bytes(folder)
+    known = "" if free is None else f" and {free:,} are free"
     return StorageError(
         f"there is too little space in {folder}.",
-        why=f"{needed:,} bytes are needed" + ("." if free is None else f" and {free:,} are free."),
+        why=f"{needed:,} bytes are needed{known}{f' ({told})' if told else ''}.",
         remedy="free some space, or name another output or store.",
     )
 

@@ -1,0 +1,105 @@
+"""Space is taken before the first layer is made, given back as layers are made, and gone with the process."""
+
+from __future__ import annotations
+
+import errno
+import os
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.faults import fail_with
+from tests.small_merges import list_tree, make_plan, run, write_models
+from xmerge import disk, reservation
+from xmerge.errors import StorageError
+from xmerge.reservation import hold_space, release_space
+from xmerge.work import open_work_folder
+
+
+@pytest.fixture
+def sizes(monkeypatch):
+    """How large the file that holds the space is, after each call."""
+    seen: list[int] = []
+    allocate, truncate = disk.allocate, disk.ftruncate
+
+    def watch(call, descriptor, size):
+        call(descriptor, size)
+        if os.fstat(descriptor).st_nlink == 0:
+            seen.append(size)
+
+    monkeypatch.setattr(disk, "allocate", lambda descriptor, size: watch(allocate, descriptor, size))
+    monkeypatch.setattr(disk, "ftruncate", lambda descriptor, size: watch(truncate, descriptor, size))
+    return seen
+
+
+def test_held_space_is_really_taken_and_has_no_name(tmp_path, sizes):
+    """The bytes are the disk's and nobody else's while they are held; no file is seen, so none can be left behind."""
+    with hold_space(tmp_path, 2**20):
+        (descriptor,) = [each._descriptor for each in reservation._held[tmp_path]]
+        assert os.fstat(descriptor).st_blocks * 512 >= 2**20
+        assert list_tree(tmp_path) == []
+        release_space(tmp_path, 2**19)
+        assert os.fstat(descriptor).st_blocks * 512 < 2**20
+    assert sizes == [2**20, 2**19]
+
+
+@given(wanted=st.lists(st.integers(0, 10**6), max_size=5))
+def test_no_more_is_given_back_than_was_taken(tmp_path_factory, wanted):
+    """Whatever is released, what is left is between nothing and all."""
+    folder = tmp_path_factory.mktemp("space")
+    with hold_space(folder, 10**6):
+        (held,) = reservation._held[folder]
+        for count in wanted:
+            release_space(folder, count)
+        assert os.fstat(held._descriptor).st_size == max(0, 10**6 - sum(wanted))
+
+
+def test_space_that_nobody_holds_is_not_released(tmp_path):
+    """Before and after, and in another process, there is nothing to give back."""
+    release_space(tmp_path, 1)
+    with hold_space(tmp_path, 1):
+        pass
+    release_space(tmp_path, 1)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_or_a_quota_that_is_too_small_is_known_at_once(tmp_path, monkeypatch, number):
+    """Also where the file system says that there is room: nothing is merged, and needed and free bytes are named."""
+    plan = make_plan(write_models(tmp_path))[1]
+    needed = sum(len(layer.header) + layer.bytes_written for layer in plan.layers)
+    monkeypatch.setattr(disk, "allocate", fail_with(number))
+    monkeypatch.setattr(disk, "statvfs", lambda _: SimpleNamespace(f_blocks=1, f_bavail=10**9, f_frsize=1))
+    with pytest.raises(StorageError) as caught, open_work_folder(tmp_path / "out", plan):
+        pass
+    assert caught.value.exit_code == 6
+    assert f"{needed:,} bytes are needed and 1,000,000,000 are free ({os.strerror(number)})." in str(caught.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["llama", "qwen3"]
+
+
+@pytest.mark.parametrize("call", ["open", "allocate"])
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.EFBIG])
+def test_where_space_cannot_be_held_the_merge_goes_on(tmp_path, monkeypatch, call, number):
+    """A file system without nameless files or without reservations is no fault, nor is a limit to a file's size."""
+    real = getattr(disk, call)
+
+    def fail_for_nameless(*args: Any):
+        if call == "allocate" or args[1] & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(number, os.strerror(number))
+        return real(*args)
+
+    monkeypatch.setattr(disk, call, fail_for_nameless)
+    with hold_space(tmp_path, 10):
+        assert tmp_path not in reservation._held or not reservation._held[tmp_path]
+
+
+def test_each_layer_gives_back_what_it_takes(tmp_path, sizes):
+    """In the end nothing of what was held is left, and at no time is more taken than the layers need together."""
+    plan = make_plan(write_models(tmp_path))[1]
+    needed = [len(layer.header) + layer.bytes_written for layer in plan.layers]
+    run(tmp_path, workers=1)
+    largest_first = sorted(needed, reverse=True)
+    left = [sum(largest_first[done:]) for done in range(len(needed) + 1)]
+    assert sizes[: len(left)] == left
