@@ -221,6 +221,9 @@ def test_a_number_that_is_none_is_blamed_on_the_matrix_it_stands_in(tmp_path):
             bench.combine(plan_fold(bench, method, transposed=True), 7)
 
 
+NORM = "post_attention_layernorm"
+NORMS = {"cohere": "input_layernorm"}
+"""What the feed-forward reads, where it is no norm of its own."""
 FOLDED = """\
 merge_method: {method}
 base_model: base
@@ -255,6 +258,33 @@ def test_a_fused_tensor_takes_the_gain_of_each_column(tmp_path):
             wanted = (math.sin((1 - t) * angle) * x + math.sin(t * angle) * y) / math.sin(angle)
             allowed = torch.finfo(torch.bfloat16).eps / 2 * wanted.abs() + 1e-5
             assert bool(((made[f"{before}{fused}.weight"].double() - wanted).abs() <= allowed).all())
+
+
+@pytest.mark.parametrize(("base", "donor"), [("llama", "gemma"), ("gemma", "qwen3"), ("cohere", "cohere")])
+def test_a_folded_matrix_gives_what_the_donor_s_gives(tmp_path, base, donor):
+    """Behind the base's own norm it makes of any input what the donor's makes of it behind the donor's."""
+    sizes = {"hidden_size": 16, "head_dim": 4}
+    write_model(tmp_path / "base", base, seed=1, stored="F32", **sizes)
+    write_model(tmp_path / "donor", donor, seed=2, stored="F32", **sizes)
+    make_gains_plain(tmp_path / "base")
+    recipe = FOLDED.format(method="slerp").replace("gate_up_proj", "gate_proj")
+    run(tmp_path, recipe=recipe.replace("{filter: qkv_proj, value: 0.4}, ", ""))
+    made, before, given = (load_weights(tmp_path / name) for name in ("out", "base", "donor"))
+    x = draw(5, 7 * 16).view(7, 16).double() + 1.0
+    centred = x - x.mean(-1, keepdim=True) if base == "cohere" else x
+    normed = centred / centred.square().mean(-1, keepdim=True).sqrt()
+    for layer in range(4):
+        norm, gate = (f"model.layers.{layer}.{part}.weight" for part in (NORMS.get(base, NORM), "mlp.gate_proj"))
+        theirs = f"model.layers.{layer}.{NORMS.get(donor, NORM)}.weight"
+        ours, wanted = (
+            (normed * (weights[name].double() + (family == "gemma"))) @ matrix.double().T
+            for weights, name, family, matrix in (
+                (before, norm, base, made[gate]),
+                (given, theirs, donor, given[gate]),
+            )
+        )
+        torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
+        assert not torch.equal(made[gate], given[gate])
 
 
 def test_a_gain_near_zero_stops_the_merge(tmp_path):
