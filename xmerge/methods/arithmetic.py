@@ -12,8 +12,10 @@ if TYPE_CHECKING:
 
 def add_up(tensors: Sequence[Tensor]) -> Tensor:
     """The sum in the order of the donors, in a tensor of its own."""
-    total = tensors[0].clone()
-    for each in tensors[1:]:
+    if len(tensors) == 1:
+        return tensors[0].clone()
+    total = tensors[0] + tensors[1]
+    for each in tensors[2:]:
         total += each
     return total
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from xmerge.methods.arithmetic import add_up
 from xmerge.methods.contract import Block, PerModel, Range, Rule, Streamed, merge_rule
-from xmerge.methods.ram import find_active
+from xmerge.methods.ram import find_active, find_moved
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +42,8 @@ def _count_moved(tensor: Streamed, epsilon: float) -> list[tuple[float, float]]:
 
     def measure(block: Block) -> list[Tensor]:
         active, count = find_active(block, epsilon)
-        return [(each != 0) & chosen for each in active for chosen in (count == 1, count > 1)]
+        moved, once = [find_moved(each) for each in active], count.eq_(1.0)
+        return [each for donor in moved for each in (donor, donor * once)]
 
     counts = tensor.total(measure)
-    return list(zip(counts[::2], counts[1::2], strict=True))
+    return [(alone, moved - alone) for moved, alone in zip(counts[::2], counts[1::2], strict=True)]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from xmerge.methods.arithmetic import add_up
 from xmerge.methods.contract import Block, ParameterError, Rule, Streamed
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def add_task_vectors(sparse: Sparse, weight: Sequence[float], *, elect: bool, no
 
     def add(block: Block) -> Tensor:
         weighted = [each.mul_(factor) for each, factor in zip(sparse.keep(block), factors, strict=True)]
-        total = _elect(weighted, weights if normalize else None) if elect else _sum(weighted).div_(whole)
+        total = _elect(weighted, weights if normalize else None) if elect else add_up(weighted).div_(whole)
         return total.mul_(scale).add_(block.base)
 
     return add
@@ -152,22 +153,12 @@ def check_probabilities(*, density: Sequence[float], epsilon: Sequence[float], *
 def _elect(weighted: Sequence[Tensor], weights: Sequence[float] | None) -> Tensor:
     """The sum, at each element, of those that have the sign of the sum of all; divided by the sum of their weights."""
     # A sum of 0 counts as positive, and an element that is 0 agrees with no sign.
-    sign = _sum(weighted).ge_(0.0).sub_(0.5).sign_()
+    sign = add_up(weighted).ge_(0.0).sub_(0.5).sign_()
     agreeing = [each.mul_(sign).relu_() for each in weighted]
-    total = _sum(agreeing)
+    total = add_up(agreeing)
     if weights is not None:
         taking = [each.sign_().mul_(w) for each, w in zip(agreeing, weights, strict=True)]
-        divisor = _sum(taking)
+        divisor = add_up(taking)
         # A mask of floats: torch needs several times as long for one of booleans.
         total.div_(divisor.add_(divisor.clone().eq_(0.0)))
     return total.mul_(sign)
-
-
-def _sum(tensors: Sequence[Tensor]) -> Tensor:
-    """The sum in the order of the donors."""
-    if len(tensors) == 1:
-        return tensors[0].clone()
-    total = tensors[0] + tensors[1]
-    for each in tensors[2:]:
-        total += each
-    return total
