@@ -219,6 +219,12 @@ _SIGHT = {
     "patch_size": 4,
 }
 _QWEN_SIGHT = {"depth": 1, "embed_dim": 16, "hidden_size": 16, "num_heads": 2, "patch_size": 4, "intermediate_size": 16}
+_GROWING = {
+    "rope_type": "default",
+    "rope_theta": 500.0,
+    "llama_4_scaling_beta": 0.5,
+    "original_max_position_embeddings": 3,
+}
 _YARN = {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "mscale": 0.7, "mscale_all_dim": 0.9}}
 _LONG = {"attn_temperature_tuning": True, "attn_scale": 0.5, "floor_scale": 3}
 _SCALES = {"query_pre_attn_scalar": 20, "sliding_window": 5}
@@ -294,10 +300,15 @@ RECIPES: Mapping[str, Recipe] = {
             | {"intermediate_size": 64, "vision_output_dim": 16, "projector_input_dim": 16, "projector_output_dim": 16}
         },
     ),
+    "ministral": Recipe(
+        {"sliding_window": 5},
+        ({"layer_types": ["full_attention", "sliding_attention"] * 2},),
+    ),
+    "ministral3": Recipe({"rope_parameters": _GROWING}, ({"sliding_window": 5},), without=("rope_theta",)),
     "mistral": Recipe({"sliding_window": 5}, ({"sliding_window": None}, {"head_dim": None})),
     "mistral3": Recipe(
         {"model_type": "mistral", "sliding_window": 5},
-        ({"sliding_window": None},),
+        ({"sliding_window": None}, {"model_type": "ministral3", "rope_parameters": _GROWING}),
         {"vision_config": {**_SIGHT, "head_dim": 8, "model_type": "pixtral"}},
     ),
     "mixtral": Recipe(_EXPERTS, ({"sliding_window": 5},)),
