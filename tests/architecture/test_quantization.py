@@ -11,6 +11,7 @@ import pytest
 from tests.fake_checkpoints import Tensors, write_fake, write_headers
 from xmerge.architecture import ResolvedModel, describe_model
 from xmerge.architecture.quantization import PACKINGS, find_packed, refuse_packed
+from xmerge.architecture.rules import show
 from xmerge.checkpoints import StoredTensor
 from xmerge.checkpoints.headers import size_of
 from xmerge.errors import CheckpointError
@@ -276,7 +277,7 @@ def test_a_word_on_packing_that_cannot_be_understood_is_refused(tmp_path, key, s
     """What is no mapping says nothing of how weights are packed, and no program loads the model."""
     with pytest.raises(CheckpointError) as caught:
         describe(write_fake(tmp_path, **{key: said}))
-    assert caught.value.what == f"m/config.json says {key} = {said!r}, which is no mapping."
+    assert caught.value.what == f"m/config.json says {key} = {show(said)}, which is no mapping."
     assert caught.value.remedy == "take config.json from the model's page again."
     assert describe(write_fake(tmp_path, quantization=said)).quantization is None
 
