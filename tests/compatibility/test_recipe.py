@@ -252,14 +252,20 @@ def test_what_is_packed_in_some_layers_is_merged_in_the_others(tmp_path, packed)
 
 def test_what_an_unknown_model_packs_stays(tmp_path):
     """Merged by name, what is packed has filters that leave it to the base, because a plan would refuse it."""
-    config = {"model_type": "unheard-of", "num_hidden_layers": 2, "quantization_config": {"quant_method": "awq"}}
-    held = pack("h.0.w.weight") | pack("h.1.w.weight") | {"h.0.v.weight": ("F32", [2, 2]), "embed": ("F32", [4, 2])}
+    config = {"model_type": "unheard-of", "num_hidden_layers": 4, "quantization_config": {"quant_method": "awq"}}
+    held: dict[str, tuple[str, list[int]]] = {"h.0.v.weight": ("F32", [2, 2]), "embed": ("F32", [4, 2])}
+    for layer in range(4):
+        held |= pack(f"h.{layer}.w.weight")
+    # Packed in one layer and plain in another: only the layer's number tells them apart.
+    held |= {"h.0.x.weight": ("F8_E4M3", [2, 2]), "h.1.x.weight": ("F32", [2, 2])}
     for name in "ab":
         write_headers(tmp_path / name, config, held)
     recipe = write_recipe(compare_models(*describe_models_named([str(tmp_path / "a"), str(tmp_path / "b")])))
     assert recipe is not None
     merged = {tensor.name for tensor in plan(recipe).tensors if tensor.decision == "merge"}
-    assert merged == {"embed", "h.0.v.weight"}
+    assert merged == {"embed", "h.0.v.weight", "h.1.x.weight"}
+    kept = re.findall(r"filter: (\S+), value: 0}", recipe)
+    assert kept == ["w.qweight", "w.qzeros", "w.scales", "h.0.x."]
 
 
 def test_the_recipe_of_llama_and_qwen():
