@@ -62,33 +62,6 @@ models:
 """
 
 
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch) -> Path:
-    """A folder with a base and a donor that fits it."""
-    write_fake(tmp_path / "base")
-    write_fake(tmp_path / "donor")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def refuse(place, xmerge):
-    """Merge this recipe: it must be refused with this exit code, name all these, and write nothing."""
-
-    def call(recipe: str, exit_code: int, *named: str) -> str:
-        (place / "recipe.yml").write_text(recipe, encoding="utf-8")
-        before = sorted(os.listdir(place))
-        said = xmerge("merge", "recipe.yml", "out", "--direct")
-        assert (said.exit_code, said.err) == (exit_code, said.err)
-        for name in named:
-            assert name in said.err
-        assert "Traceback" not in said.err
-        assert sorted(os.listdir(place)) == before, "something was written"
-        return str(said.err)
-
-    return call
-
-
 def test_an_unknown_key_is_refused(refuse):
     """An unknown key is named with its line and the key that was meant."""
     refuse(SLERP.replace("parameters:", "paramters:"), 2, "line 6", "'paramters'", "'parameters'")

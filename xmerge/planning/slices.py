@@ -188,9 +188,7 @@ class _Piece:
             f"{len(labels)} meet here: {', '.join(labels) or 'none'}.",
             where=config.source.locate(*self.path),
             why=f"{apart} is the base, and not counted." if apart else told,
-            remedy="leave out 'base_model'."
-            if added and method.base == "as_input"
-            else f"list {wanted} here, or take another method (`xmerge methods` lists them).",
+            remedy=_tell_way_out(method, wanted, added=added),
         )
 
     def lay_out(self, start: int, architecture: ResolvedArchitecture, module_levels: Levels) -> list[OutputLayer]:
@@ -233,6 +231,14 @@ class _Piece:
                 return layer
         first = next(layer for layer in row if layer is not None)
         return min(first, architecture.target.layers - 1)
+
+
+def _tell_way_out(method: MergeMethod, wanted: str, *, added: bool) -> str:
+    if added and method.base == "as_input":
+        return "leave out 'base_model'."
+    other = "or take another method (`xmerge methods` lists them)."
+    spare = added and method.inputs[1] is not None
+    return f"name one of those listed in 'base_model', {other}" if spare else f"list {wanted} here, {other}"
 
 
 def _choose_module(config: MergeConfig) -> tuple[Path, Sequence[InputModel], Sequence[OutputSlice], Levels]:
