@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.fake_checkpoints import everywhere, make_config, write_fake
-from xmerge.architecture import list_families, resolve
+from xmerge.architecture import describe_model, list_families, resolve
 from xmerge.config import parse_config
 from xmerge.errors import CheckpointError, ConfigError, PlanError
 from xmerge.planning import draw_plan, map_slices
+from xmerge.sources import Location
 
 FAMILIES = {family.family: family for family in list_families()}
 KEYS = (
@@ -66,3 +69,17 @@ def test_no_config_json_is_a_bug(tmp_path: Path, name: str, said: list[tuple[str
         plan = map_slices(read, resolve(read))
         assert draw_plan(plan)
         assert plan.config_text.encode()
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("number", [2**31 - 1, 2**39])
+def test_no_size_of_a_config_json_is_counted_up_to(tmp_path: Path, family: str, number: int):
+    """Whichever size is huge, and in whichever family, the answer comes at once."""
+    folder = write_fake(tmp_path / "m", family)
+    told = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    for key in [key for key, value in told.items() if type(value) is int]:
+        (folder / "config.json").write_text(json.dumps({**told, key: number}), encoding="utf-8")
+        started = time.perf_counter()
+        with suppress(CheckpointError):
+            describe_model(Location(reference="m", label="m", folder=folder))
+        assert time.perf_counter() - started < 2.0, key

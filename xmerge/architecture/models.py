@@ -336,8 +336,10 @@ def _refuse_impossible_size(axes: Mapping[str, int], checkpoint: Checkpoint) -> 
         ("layers", layers, MOST_LAYERS),
         ("experts", axes.get("experts", 0), MOST_EXPERTS),
         ("heads", axes.get("heads", 0), MOST_HEADS),
+        ("key and value heads", axes.get("kv_heads", 0), MOST_HEADS),
         ("experts in all its layers", layers * axes.get("experts", 0), MOST_IN_ALL),
         ("heads in all its layers", layers * axes.get("heads", 0), MOST_IN_ALL),
+        ("key and value heads in all its layers", layers * axes.get("kv_heads", 0), MOST_IN_ALL),
     ):
         if count > most and count > len(checkpoint.tensors):
             raise CheckpointError(
