@@ -231,6 +231,16 @@ def test_a_mixture_s_dense_layers_are_one_row(tmp_path):
     )
 
 
+def test_experts_beyond_the_donor_s_are_told_by_their_number(tmp_path):
+    """The base's first experts meet the donor's; for the others it says how many each of the two has."""
+    for name, experts in (("six", 6), ("four", 4)):
+        write_fake(tmp_path / name, "mixtral", num_local_experts=experts, num_hidden_layers=1)
+    found = compare_models(*describe_models_named([str(tmp_path / "six"), str(tmp_path / "four")]))
+    rows = {each.grade: each for each in found.components if each.component == "ffn_up_exps"}
+    assert rows["D"].reasons == ("six has 6 experts, four has 4",)
+    assert rows["D"].nbytes * 2 == rows["A"].nbytes
+
+
 # --- by role, not by name
 
 

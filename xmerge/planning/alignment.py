@@ -176,7 +176,7 @@ class Aligner:
         for part in spec.parts:
             held = _find_parts(donor, layer, part)
             if not held:
-                return _tell_absent(part.role, donor, layer)
+                return _tell_absent(part, self.target, donor, layer)
             turn = self._turn(part.role, donor)
             pieces = pair(part, [each for _, each in held], turn)
             if pieces is None:
@@ -377,7 +377,11 @@ def _find_parts(donor: ResolvedModel, layer: int | None, part: RolePart) -> Sequ
     return [each for each in held if each[1].expert == part.expert]
 
 
-def _tell_absent(role: str, donor: ResolvedModel, layer: int | None) -> Absent | Misfit:
+def _tell_absent(part: RolePart, target: ResolvedModel, donor: ResolvedModel, layer: int | None) -> Absent | Misfit:
+    role, others = part.role, donor.by_role.get((layer, part.role), ())
+    if others:
+        told = f"{target.label} has {target.axes[part.along]} {part.along}, {donor.label} has {len(others)}"
+        return Misfit(f"{role}: {told}")
     told = f"{donor.label} ({donor.kind}) has no {role}"
     if role.endswith(SIDE_ROLES):
         return Absent(told)
