@@ -34,10 +34,12 @@ def count_of(method: MergeMethod, donors: int) -> int:
 
 
 def parameters_of(method: MergeMethod, count: int) -> dict[str, Any]:
-    """The usual value of every parameter."""
+    """The usual value of every parameter; a half, or the nearest in its range, for what no method here has."""
     usual: dict[str, Any] = {}
     for each in method.parameters:
-        value = USUAL[each.name] if each.default is None or each.name == "density" else each.default
+        value = each.default
+        if value is None or each.name == "density":
+            value = USUAL.get(each.name, 0.5)
         value = min(max(value, each.range.least), each.range.most)
         usual[each.name] = (value,) * count if each.per_model else value
     return usual
