@@ -8,5 +8,6 @@ from hypothesis import settings
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A slow machine is no fault of the code, and a failure must come back when the test is run again.
-settings.register_profile("xmerge", deadline=None, derandomize=True)
+settings.register_profile("xmerge", deadline=None, derandomize=True, max_examples=30)
+settings.register_profile("thorough", deadline=None, max_examples=1000)
 settings.load_profile("xmerge")

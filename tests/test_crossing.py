@@ -214,6 +214,7 @@ def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return found
 
 
+@pytest.mark.slow
 def test_every_conversion_is_undone_by_the_way_back(models: list[ResolvedModel]):
     """Whatever of one family fits into another, exactly or not, comes back element by element."""
     maps = {(ours.label, theirs.label): map_elements(ours, theirs) for ours in models for theirs in models}

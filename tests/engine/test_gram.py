@@ -147,6 +147,7 @@ def test_an_input_that_is_no_number_is_named(tmp_path, parameters, number: int, 
         bench.combine(plan, block)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis", ["nuslerp_flatten", "nuslerp_row_wise"])
 @given(seed=st.integers(0, 99), rows=st.integers(1, 9), columns=st.integers(1, 9))
 def test_blocks_that_end_anywhere_make_no_difference(axis: str, seed: int, rows: int, columns: int):

@@ -93,6 +93,7 @@ def test_constant_tensors_are_merged_like_others(method: MergeMethod, value: flo
             assert error.what  # noqa: PT017
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS, ids=IDS)
 @given(donors=st.integers(1, 3), elements=st.integers(1, 200), seed=st.integers(0, 99))
 @SETTINGS

@@ -49,6 +49,7 @@ def write_plain(method: MergeMethod, seed: int) -> str:
     return f"merge_method: {method.name}\n{base}models: [{listed}]\nparameters: {{{needed}}}\nrandom_seed: {seed}\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", DRAWING)
 @pytest.mark.parametrize("rng", ["counter", "mergekit"])
 def test_another_seed_is_another_merge(method: str, rng: str, models: Path, tmp_path: Path):
@@ -110,6 +111,7 @@ def test_a_donor_that_keeps_all_draws_nothing(models: Path, tmp_path: Path):
     assert all(torch.equal(made[name], expected[name]) for name in expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", DRAWING)
 @pytest.mark.parametrize("rng", ["counter", "mergekit"])
 def test_layers_draw_the_same_in_any_order(method: str, rng: str, models: Path, tmp_path: Path):

@@ -48,6 +48,7 @@ FOLDS = "folds: [input_norm, softmax_scale, residual_scale]\non_different_heads:
 RECIPES = (f"{SLERP}base_model: A\n", f"{SLERP}base_model: B\n{FOLDS}", STACK)
 
 
+@pytest.mark.slow
 @settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.sampled_from(sorted(FAMILIES)),
