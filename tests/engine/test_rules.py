@@ -156,7 +156,7 @@ def test_an_input_that_is_no_number_is_named(tmp_path: Path, method: MergeMethod
     assert str(caught.value) == (
         f"model{number} holds NaN or infinity in piece9, at element 57.\n"
         "  at: for out of the output\n"
-        "  do: repair the model, or leave the tensor out with a filter."
+        "  do: repair the model, leave the tensor out with a filter, or say 'on_nonfinite: base'."
     )
 
 
@@ -259,6 +259,7 @@ class LiveBytes(TorchDispatchMode):
             self.most = max(self.most, sum(self._live.values()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", RULES, ids=IDS)
 @pytest.mark.parametrize("block", [2**13, 2**19], ids=["a row longer than a block", "a row as long as a block"])
 @pytest.mark.parametrize("donors", [1, 4])
