@@ -80,7 +80,14 @@ def test_every_family_tells_every_trait(family):
         ("granite", "attention_multiplier", "x", POSITIVE),
         ("granite", "logits_scaling", 0, POSITIVE),
         ("cohere2", "sliding_window_pattern", "x", "number or list of layers"),
+        ("cohere2", "sliding_window_pattern", ["x"], "list of a 0 or a 1 for each layer"),
         ("qwen2", "max_window_layers", -2, "number of layers"),
+        ("llama4", "attn_scale", "x", "number"),
+        ("llama4", "floor_scale", 0, "number of tokens above 0"),
+        ("llama4", "moe_layers", 3, "list of layers"),
+        ("qwen3_moe", "mlp_only_layers", ["x"], "list of layers"),
+        ("qwen3_moe", "decoder_sparse_step", -1, "number of layers"),
+        ("deepseek_v3", "first_k_dense_replace", "3", "number of layers"),
     ],
     ids=str,
 )
@@ -112,6 +119,23 @@ def test_a_rotation_that_cannot_be_meant_is_refused(key, said, told):
     assert str(caught.value) == f"m/config.json says {told}.\n  do: {DO}"
 
 
+@pytest.mark.parametrize("key", ["factor", "mscale_all_dim"])
+def test_what_multiplies_scores_is_a_number(key):
+    """A factor of yarn that is no number is told before scores are multiplied by it."""
+    said = {"type": "yarn", "factor": 4, "mscale_all_dim": 1, key: "x"}
+    with pytest.raises(CheckpointError) as caught:
+        read("deepseek_v3", rope_scaling=said).tell("softmax_scale")
+    assert caught.value.what == f"m/config.json says {key} = 'x' of its rotation, which is no number."
+
+
+def test_scores_grow_only_where_config_json_says_from_where():
+    """Without the length from which they grow, scores do not grow with the position."""
+    rope = {"rope_type": "default", "rope_theta": 1e6, "llama_4_scaling_beta": 0.1}
+    assert read("ministral3", rope_parameters=rope).temperature_of(0) is None
+    grown = read("ministral3", rope_parameters={**rope, "original_max_position_embeddings": 16384}).temperature_of(0)
+    assert str(grown) == "by 1 + 0.1 log(1 + position / 16384)"
+
+
 def test_the_rotation_of_a_kind_of_layers_is_judged_where_a_layer_of_it_is():
     """Each kind of layers has a rotation of its own, and garbage in one is none of the other's."""
     said = {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": -1}}
@@ -137,8 +161,11 @@ def tell_all(traits: Traits) -> None:
     for trait in RULES:
         traits.tell(trait)
     for layer in range(traits.axes["layers"]):
-        traits.window_of(layer)
+        traits.tell_sight(layer)
         traits.rope_of(layer)
+        traits.tell_head_norm(layer)
+        traits.temperature_of(layer)
+        traits.has_experts(layer)
 
 
 @pytest.mark.parametrize("key", ["rope_theta", "rms_norm_eps"])

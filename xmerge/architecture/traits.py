@@ -94,9 +94,13 @@ class Traits:
 
     def _read_yarn_scale(self) -> float:
         """What yarn multiplies queries and keys by, each."""
-        rope = self._rope_of_kind(self.kind_of(0))
-        factor, share = (float(dict(rope.scaling).get(key, 0)) for key in ("factor", "mscale_all_dim"))
-        return 1 + 0.1 * share * math.log(factor) if rope.kind != "default" and factor > 1 else 1.0
+        kind = self.kind_of(0)
+        said = self._find_rope(kind)
+        factor, share = (said.get(key) or 0 for key in ("factor", "mscale_all_dim"))
+        for key, value in (("factor", factor), ("mscale_all_dim", share)):
+            if not _is_number(value):
+                raise refuse_said(self.label, f"{key} = {show(value)} of its rotation", "no number")
+        return 1 + 0.1 * share * math.log(factor) if self._rope_of_kind(kind).kind != "default" and factor > 1 else 1.0
 
     @cached_property
     def _answered(self) -> dict[str, Any]:
@@ -115,13 +119,15 @@ class Traits:
         period = self.tell("layer_period")
         if self._kinds is not self.family.layer_types or period in ("none", 0):
             return self._kinds[layer % len(self._kinds)]
-        return self._kinds[-1 if self._is_chosen(period, layer) else 0]
+        return self._kinds[-1 if self._is_chosen("layer_period", layer) else 0]
 
-    def _is_chosen(self, chosen: int | list[int], layer: int) -> bool:
-        """Whether a layer is every n-th, or has a 0 in a list."""
+    def _is_chosen(self, trait: str, layer: int) -> bool:
+        """Whether a layer is every n-th, or has a 0 in a list, whichever a trait says."""
+        chosen: int | list[int] = self.tell(trait)
         if isinstance(chosen, int):
             return chosen > 0 and (layer + 1) % chosen == 0
-        self._check_list("no_rope_layers", chosen, lambda number: number in (0, 1), "a 0 or a 1 for each layer")
+        key, _ = find_choice(getattr(self.family, trait), self.config, self.axes)
+        self._check_list(key, chosen, lambda number: number in (0, 1), "a 0 or a 1 for each layer")
         return chosen[layer] == 0
 
     @cached_property
@@ -160,8 +166,11 @@ class Traits:
         dense, sparse = (self._list_layers(key) for key in (self.family.dense_layers, self.family.sparse_layers))
         if sparse is not None:
             return layer in sparse
-        period, first = self.tell("sparse_period"), self.tell("first_sparse")
-        return layer >= first and self._is_chosen(period, layer) and layer not in (dense or ())
+        return (
+            layer >= self.tell("first_sparse")
+            and self._is_chosen("sparse_period", layer)
+            and layer not in (dense or ())
+        )
 
     def _list_layers(self, key: str | None) -> Sequence[int] | None:
         """The layers whose numbers a key of config.json lists; None: it says nothing."""
@@ -173,7 +182,9 @@ class Traits:
     def temperature_of(self, layer: int) -> Temperature | None:
         """How a layer's attention scores grow with the position; None: not at all."""
         growth, length = self.tell("temperature"), self.tell("temperature_length")
-        if growth == "none" or (self.family.temperature_layers == "unrotated" and self.rope_of(layer) is not None):
+        if "none" in (growth, length) or (
+            self.family.temperature_layers == "unrotated" and self.rope_of(layer) is not None
+        ):
             return None
         return Temperature(float(growth), int(length), self.family.temperature_start)
 
@@ -188,7 +199,7 @@ class Traits:
         if isinstance(nope, bool):
             return nope
         if isinstance(nope, list | int):
-            return self._is_chosen(nope, layer)
+            return self._is_chosen("nope", layer)
         return nope is not None and nope == self.kind_of(layer)
 
     def _rope_of_kind(self, kind: str | None) -> Rope:
