@@ -94,6 +94,14 @@ def test_exactly_as_many_are_kept_as_were_asked_for(numbers: list[float], densit
     assert made.tolist() == trim(np.array(numbers), density).tolist()
 
 
+@pytest.mark.parametrize("method", ["ties", "breadcrumbs", "breadcrumbs_ties"])
+def test_less_than_one_number_is_none(method: str):
+    """Where int(density n) is 0 the base stays, where mergekit 0.1.4 stops and 0.1.5 keeps one number for ties."""
+    base = draw(1, 9, torch.float32)
+    made = make(method, [base, base + 1], weight=(0, 1.0), density=(1, 0.1))
+    assert same_bits(made, base)
+
+
 def test_a_sum_of_0_elects_plus():
     """Where the weighted task vectors cancel out, what is above 0 is kept."""
     base = torch.zeros(2)
