@@ -145,7 +145,7 @@ def test_the_number_of_steps_is_a_whole_number():
 
 
 def test_models_that_are_all_but_parallel_have_a_mean():
-    """Angles that products in float32 take for 0 count, where mergekit leaves some models out of a step and takes others."""
+    """Angles that products in float32 take for 0 count, where mergekit leaves a part of the models out of a step."""
     first = draw(1, 400, torch.float32)
     tensors = [first, *(first + 1.5e-4 * seed * draw(seed, 400, torch.float32) for seed in (1, 2, 3))]
     # So near to each other, the mean on the sphere is that of the directions.
@@ -153,4 +153,4 @@ def test_models_that_are_all_but_parallel_have_a_mean():
     mean = sum(each / each.norm() for each in wide)
     expected = mean / mean.norm() * sum(each.norm() for each in wide) / len(wide)
     made = make("karcher", tensors, tol=1e-7, max_iter=1)
-    torch.testing.assert_close(made.double(), expected, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(made.double(), expected, rtol=3e-7, atol=3e-7)
