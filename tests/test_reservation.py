@@ -15,7 +15,7 @@ from tests.faults import fail_with
 from tests.small_merges import list_tree, make_plan, run, write_models
 from xmerge import disk, reservation
 from xmerge.errors import StorageError
-from xmerge.reservation import hold_space, release_space
+from xmerge.reservation import estimate_entry, estimate_texts, hold_space, release_space
 from xmerge.work import open_work_folder
 
 
@@ -69,7 +69,7 @@ def test_space_that_nobody_holds_is_not_released(tmp_path):
 def test_a_disk_or_a_quota_that_is_too_small_is_known_at_once(tmp_path, monkeypatch, number):
     """Also where the file system says that there is room: nothing is merged, and needed and free bytes are named."""
     plan = make_plan(write_models(tmp_path))[1]
-    needed = sum(len(layer.header) + layer.bytes_written for layer in plan.layers)
+    needed = sum(map(estimate_entry, plan.layers)) + estimate_texts(plan)
     monkeypatch.setattr(disk, "allocate", fail_with(number))
     monkeypatch.setattr(disk, "statvfs", lambda _: SimpleNamespace(f_blocks=1, f_bavail=10**9, f_frsize=1))
     with pytest.raises(StorageError) as caught, open_work_folder(tmp_path / "out", plan):
@@ -96,10 +96,21 @@ def test_where_space_cannot_be_held_the_merge_goes_on(tmp_path, monkeypatch, cal
 
 
 def test_each_layer_gives_back_what_it_takes(tmp_path, sizes):
-    """In the end nothing of what was held is left, and at no time is more taken than the layers need together."""
+    """Before a layer is written what was held for it is free, and before the output is put together all of it is."""
     plan = make_plan(write_models(tmp_path))[1]
-    needed = [len(layer.header) + layer.bytes_written for layer in plan.layers]
     run(tmp_path, workers=1)
-    largest_first = sorted(needed, reverse=True)
-    left = [sum(largest_first[done:]) for done in range(len(needed) + 1)]
-    assert sizes[: len(left)] == left
+    needed = [estimate_entry(layer) for layer in sorted(plan.layers, key=lambda layer: -layer.bytes_written)]
+    left = [sum(needed[done:]) + estimate_texts(plan) for done in range(len(needed) + 1)]
+    assert sizes[: len(left) + 1] == [*left, 0]
+
+
+def test_what_is_estimated_is_enough(tmp_path):
+    """No entry and no output takes more than was foreseen for it."""
+    plan = make_plan(write_models(tmp_path))[1]
+    run(tmp_path, store=tmp_path / "store")
+    entries = {path.stem: path.stat().st_blocks * 512 for path in (tmp_path / "store").glob("*/*.safetensors")}
+    records = {path.stem: path.stat().st_blocks * 512 for path in (tmp_path / "store").glob("*/*.json")}
+    for layer in plan.layers:
+        assert entries[layer.fingerprint] + records[layer.fingerprint] <= estimate_entry(layer)
+    texts = [path for path in (tmp_path / "out").iterdir() if path.suffix != ".safetensors"]
+    assert sum(path.stat().st_blocks * 512 for path in texts) <= estimate_texts(plan)

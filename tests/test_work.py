@@ -20,6 +20,7 @@ from tests.small_merges import list_tree, make_plan, run, write_models
 from xmerge import disk
 from xmerge.engine import merge_layer
 from xmerge.errors import InUseError, OutputExistsError, PlanError, StorageError
+from xmerge.reservation import estimate_entry, estimate_texts
 from xmerge.work import open_work_folder, remove_work_folder, write_plan
 
 
@@ -92,6 +93,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from xmerge.planning import MergePlan
+from xmerge.reservation import estimate_entry, estimate_texts
 from xmerge.work import open_work_folder
 plan = MergePlan.model_validate_json(Path(sys.argv[2]).read_text())
 with open_work_folder(Path(sys.argv[1]), plan) as folder:
@@ -233,7 +235,7 @@ def test_a_file_system_without_locks_keeps_the_second_run_out_all_the_same(tmp_p
 
 def test_a_disk_with_too_little_space_is_known_before_the_first_layer(tmp_path, plan, monkeypatch):
     """The error says how many bytes are needed and how many are free, and nothing is left behind."""
-    needed = sum(len(layer.header) + layer.bytes_written for layer in plan.layers)
+    needed = sum(map(estimate_entry, plan.layers)) + estimate_texts(plan)
     monkeypatch.setattr(disk, "statvfs", lambda _: SimpleNamespace(f_blocks=1, f_bavail=needed - 1, f_frsize=1))
     with pytest.raises(StorageError) as caught, open_work_folder(tmp_path / "out", plan):
         pass
@@ -243,7 +245,7 @@ def test_a_disk_with_too_little_space_is_known_before_the_first_layer(tmp_path, 
 
 def test_layers_that_are_there_need_no_space(tmp_path, models, plan, monkeypatch):
     """A run that is resumed needs room for what is missing only."""
-    needed = sum(len(layer.header) + layer.bytes_written for layer in plan.layers[1:])
+    needed = sum(map(estimate_entry, plan.layers[1:])) + estimate_texts(plan)
     monkeypatch.setattr(disk, "statvfs", lambda _: SimpleNamespace(f_blocks=1, f_bavail=needed, f_frsize=1))
     with pytest.raises(StorageError), open_work_folder(tmp_path / "out", plan):
         pass

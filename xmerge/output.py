@@ -28,6 +28,7 @@ from xmerge.finished import draw_texts
 from xmerge.interrupt import check_stop
 from xmerge.planning.plan import MergePlan
 from xmerge.provenance import CONFIG_COPY_NAME, build_provenance, write_provenance
+from xmerge.reservation import release_space
 from xmerge.sources import Location, metadata_folder
 from xmerge.values import Value
 from xmerge.work import WorkFolder, remove_work_folder
@@ -59,6 +60,7 @@ def assemble(plan: MergePlan, config: MergeConfig, results: Sequence[LayerResult
     staged = work.staged
     _refuse_mixture(plan, results)
     try:
+        release_space(work.store.path)
         remove_tree(staged)
         disk.mkdir(staged)
         for index, result in enumerate(results):

@@ -1,4 +1,7 @@
-"""Space taken before the first layer is made: a full disk is known at once, and nobody else fills it meanwhile."""
+"""Space taken before the first layer is made: a full disk is known at once, and nobody else fills it meanwhile.
+
+Beside the shards it is for what lies beside them, and for the texts of an output: small, and estimated generously.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,16 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from xmerge import disk
 
+if TYPE_CHECKING:
+    from xmerge.planning.plan import LayerPlan, MergePlan
+
+BLOCK = 4096
+RECORD_BYTES, RECORD_BYTES_PER_TENSOR = 2 * BLOCK, 512
+TEXT_BYTES, TEXT_BYTES_PER_TENSOR = 16 * BLOCK, 1024
 _NOT_HERE = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOSYS, errno.EFBIG)
 _lock = threading.Lock()
 _held: dict[Path, list[Reservation]] = {}
@@ -28,9 +38,9 @@ class Reservation:
             self.close()
             raise
 
-    def shrink(self, count: int) -> None:
-        """Give some of it back."""
-        self._left = max(0, self._left - count)
+    def shrink(self, count: int | None) -> None:
+        """Give some of it back, or all."""
+        self._left = 0 if count is None else max(0, self._left - count)
         disk.ftruncate(self._descriptor, self._left)
 
     def close(self) -> None:
@@ -63,8 +73,23 @@ def hold_space(folder: Path, size: int) -> Iterator[None]:
             reservation.close()
 
 
-def release_space(folder: Path, size: int) -> None:
-    """Give back held space to what is about to be written; nothing where none is held."""
+def release_space(folder: Path, size: int | None = None) -> None:
+    """Give back held space to what is about to be written, all of it by default; nothing where none is held.
+
+    Raises:
+        OSError: The disk fails.
+    """
     with _lock:
         if _held.get(folder):
             _held[folder][0].shrink(size)
+
+
+def estimate_entry(layer: LayerPlan) -> int:
+    """Bytes that a layer takes in a store, with its record, in whole blocks."""
+    blocks = -(-(len(layer.header) + layer.bytes_written) // BLOCK)
+    return blocks * BLOCK + RECORD_BYTES + RECORD_BYTES_PER_TENSOR * len(layer.tensors)
+
+
+def estimate_texts(plan: MergePlan) -> int:
+    """Bytes that an output takes beside its shards."""
+    return TEXT_BYTES + TEXT_BYTES_PER_TENSOR * sum(len(layer.tensors) for layer in plan.layers)

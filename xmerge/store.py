@@ -27,7 +27,7 @@ from xmerge.files import (
     sync_folder,
 )
 from xmerge.lock import NO_LOCKS
-from xmerge.reservation import release_space
+from xmerge.reservation import estimate_entry, release_space
 
 if TYPE_CHECKING:
     from xmerge.engine.results import LayerResult
@@ -74,7 +74,7 @@ class Store:
         folder = self.shard_path(layer.fingerprint).parent
         try:
             make_folders(folder)
-            release_space(self.path, len(layer.header) + layer.bytes_written)
+            release_space(self.path, estimate_entry(layer))
         except OSError as error:
             raise storage_error(error, self.path) from error
         return folder / f"{layer.fingerprint}.{uuid.uuid4().hex[:8]}.tmp"

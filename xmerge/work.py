@@ -15,7 +15,7 @@ from xmerge.files import DISK_FULL, free_bytes, make_folders, remove_file, remov
 from xmerge.finished import check_contents, exists, is_finished, resolve_path
 from xmerge.lock import hold_folder, is_lock
 from xmerge.planning.plan import MergePlan
-from xmerge.reservation import hold_space
+from xmerge.reservation import estimate_entry, estimate_texts, hold_space
 from xmerge.store import Store
 
 
@@ -38,6 +38,11 @@ class WorkFolder:
     def records(self) -> Path:
         """Prefect's records of finished tasks."""
         return self.store.path / "records"
+
+    @property
+    def fetched(self) -> Path:
+        """Parts of shards on the Hub, for as long as the output is not there."""
+        return self.path / "fetched"
 
     @property
     def plan_file(self) -> Path:
@@ -162,7 +167,7 @@ def _prepare_store(work: WorkFolder) -> None:
 def _take_space(work: WorkFolder, plan: MergePlan) -> Iterator[None]:
     """Refuse now what would fill the disk later; the output takes no space of its own beside its store."""
     missing = [layer for layer in plan.layers if not exists(work.store.shard_path(layer.fingerprint))]
-    needed = sum(len(layer.header) + layer.bytes_written for layer in missing)
+    needed = sum(estimate_entry(layer) for layer in missing) + estimate_texts(plan)
     _refuse_narrow(work.store.path, needed)
     if os.stat(work.store.path).st_dev != os.stat(work.path).st_dev:
         _refuse_narrow(work.path, plan.bytes_written)
@@ -193,8 +198,8 @@ def _tell_narrow(folder: Path, needed: int, told: str | None = None) -> StorageE
 
 
 def _is_worth_resuming(path: Path) -> bool:
-    """Whether the work folder itself holds finished layers; a store elsewhere does not need it."""
-    return Store(path / "store").holds_anything()
+    """Whether the work folder itself holds finished layers, or what was fetched; a store elsewhere does not need it."""
+    return Store(path / "store").holds_anything() or exists(path / "fetched")
 
 
 def _list_missing(path: Path) -> list[Path]:
