@@ -1,16 +1,20 @@
-"""Make a pair of models with the widths of Llama-3-8B and Qwen3-8B, few layers each, and the recipe that merges them.
+"""Make a pair of models with the widths of Llama-3-8B and Qwen3-8B, and the recipe that merges them.
 
-Usage: python benchmarks/real_widths.py FOLDER. Then, with /usr/bin/time -v for memory:
+Usage: python benchmarks/real_widths.py FOLDER [--layers 4 6], where 32 36 are all that the two have. Then, with
+/usr/bin/time -v for memory:
     xmerge merge FOLDER/recipe.yml FOLDER/merged
     cp -r FOLDER/base FOLDER/copy
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
+import json
+from collections import defaultdict
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 VOCABULARY = 32000
@@ -31,27 +35,42 @@ parameters:
 """
 
 
-def main(folder: Path) -> None:
+def main() -> None:
     """Write base, donor and recipe."""
-    llama = LlamaConfig(**ATTENTION, intermediate_size=14336, num_hidden_layers=4, vocab_size=VOCABULARY)
-    qwen = Qwen3Config(**ATTENTION, intermediate_size=12288, num_hidden_layers=6, vocab_size=VOCABULARY)
-    write_model(LlamaForCausalLM, llama, folder / "base", seed=1)
-    write_model(Qwen3ForCausalLM, qwen, folder / "donor", seed=2)
-    (folder / "recipe.yml").write_text(RECIPE.format(folder=folder.resolve()), encoding="utf-8")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--layers", type=int, nargs=2, default=(4, 6), metavar=("BASE", "DONOR"))
+    asked = parser.parse_args()
+    base, donor = asked.layers
+    llama = LlamaConfig(**ATTENTION, intermediate_size=14336, num_hidden_layers=base, vocab_size=VOCABULARY)
+    qwen = Qwen3Config(**ATTENTION, intermediate_size=12288, num_hidden_layers=donor, vocab_size=VOCABULARY)
+    write_model(LlamaForCausalLM, llama, asked.folder / "base", seed=1)
+    write_model(Qwen3ForCausalLM, qwen, asked.folder / "donor", seed=2)
+    (asked.folder / "recipe.yml").write_text(RECIPE.format(folder=asked.folder.resolve()), encoding="utf-8")
 
 
 def write_model(kind: type[PreTrainedModel], config: LlamaConfig | Qwen3Config, folder: Path, *, seed: int) -> None:
-    """A checkpoint with random weights, in the shards that transformers makes."""
-    torch.manual_seed(seed)
-    config.dtype = torch.bfloat16
+    """A checkpoint with random weights, a shard for each layer, so that no model has to fit into memory."""
+    config.dtype, config.architectures = torch.bfloat16, [kind.__name__]
+    config.save_pretrained(folder)
     with torch.device("meta"):
-        model = kind._from_config(config, dtype=torch.bfloat16)  # noqa: SLF001 - skips an initialisation of minutes
-    model = model.to_empty(device="cpu")
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.fill_(1.0) if "norm" in name else parameter.normal_(std=0.02)
-    model.save_pretrained(folder, max_shard_size="1GB")
+        shapes = {name: each.shape for name, each in kind._from_config(config).state_dict().items()}  # noqa: SLF001
+    shards: dict[str, list[str]] = defaultdict(list)
+    for name in shapes:
+        layer = name.split(".")[2] if ".layers." in name else "outside"
+        shards[f"model-{layer}.safetensors"].append(name)
+    random = torch.Generator().manual_seed(seed)
+    for file, names in shards.items():
+        weights = {
+            name: torch.ones(shapes[name], dtype=torch.bfloat16)
+            if "norm" in name
+            else torch.empty(shapes[name], dtype=torch.bfloat16).normal_(std=0.02, generator=random)
+            for name in names
+        }
+        save_file(weights, folder / file, {"format": "pt"})
+    index = {"metadata": {}, "weight_map": {name: file for file, names in shards.items() for name in names}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()
