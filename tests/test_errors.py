@@ -26,6 +26,7 @@ EXIT_CODES = {
     "InvalidMergeError": 4,
     "OutputExistsError": 2,
     "PlanError": 2,
+    "NonfiniteInputError": 3,
     "SourceChangedError": 3,
     "StorageError": 6,
 }

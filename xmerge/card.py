@@ -163,7 +163,13 @@ def _draw_losses(plan: MergePlan, config: MergeConfig, results: Sequence[LayerRe
     kept = [f"{text}{f' (layers {show_ranges(layers)})' if layers else ''}." for text, layers in absent.items()]
     warnings = [tell_from_output(warning, config) for warning in plan.warnings]
     biases = [str(loss) for loss in list_bias_losses(plan, results) if loss.matters]
-    lines = [*warnings, *biases, *dropped, *kept, *(f"config.json, {edit}" for edit in plan.config_edits)]
+    replaced = [
+        f"{layer.label}, {outcome.name}: the base's, because {outcome.replaced}."
+        for layer, result in zip(plan.layers, results, strict=True)
+        for outcome in result.tensors
+        if outcome.replaced
+    ]
+    lines = [*warnings, *replaced, *biases, *dropped, *kept, *(f"config.json, {edit}" for edit in plan.config_edits)]
     if lines:
         yield "## Dropped, kept, changed"
         yield ""

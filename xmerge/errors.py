@@ -5,6 +5,7 @@ XmergeError                      (1: never raised itself)
 ├── PlanError                    2  the plan it asks for cannot be carried out
 │   └── OutputExistsError        2  OUT holds something that is not ours to replace
 ├── CheckpointError              3  an input is missing, damaged or of a kind that cannot be merged
+│   ├── NonfiniteInputError      3  an input that is merged holds NaN or infinity
 │   ├── SourceChangedError       3  an input changed between the plan and the reading
 │   └── HubError                 3  the Hub refused or could not be reached
 │       └── HubUnavailableError  3  for now only: the same request may succeed later
@@ -73,6 +74,10 @@ class CheckpointError(XmergeError):
     """An input is missing, damaged, or of a kind that cannot be merged."""
 
     exit_code = 3
+
+
+class NonfiniteInputError(CheckpointError):
+    """An input that is merged holds NaN or infinity."""
 
 
 class SourceChangedError(CheckpointError):

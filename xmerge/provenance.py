@@ -96,9 +96,13 @@ def _is_shard(stated: Any) -> bool:
 
 
 def _describe_tensor(plan: MergePlan, tensor: TensorPlan, outcome: TensorResult) -> dict[str, Any]:
+    replaced = outcome.replaced is not None and tensor.fallback is not None
+    if replaced:
+        assert tensor.fallback is not None
+        tensor = tensor.fallback
     described: dict[str, Any] = {
         "decision": tensor.decision,
-        "reason": tensor.reason,
+        "reason": f"{tensor.reason}: {outcome.replaced}" if replaced else tensor.reason,
         "sources": [_describe_source(plan, source) for source in tensor.sources],
     }
     if any(source.model != plan.target for source in tensor.sources):

@@ -32,8 +32,8 @@ slices:
 STACK = "merge_method: passthrough\nslices:\n- sources: [{model: a, layer_range: RANGE}]\n"
 TOP_KEYS = (
     "architecture, base_model, chat_template, dtype, folds, globals, layer_map, merge_method, models, modules, "
-    "on_different_heads, on_mismatch, out_dtype, parameters, publish, random_seed, rng, slices, tokenizer, "
-    "tokenizer_source, unlisted_layers"
+    "on_different_heads, on_mismatch, on_nonfinite, out_dtype, parameters, publish, random_seed, rng, slices, "
+    "tokenizer, tokenizer_source, unlisted_layers"
 )
 
 

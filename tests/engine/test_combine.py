@@ -115,7 +115,7 @@ def test_an_input_that_is_no_number_is_named(tmp_path, method, parameters, bad, 
     assert str(caught.value) == (
         f"model{number} holds NaN or infinity in piece9, at element 57.\n"
         "  at: for out of the output\n"
-        "  do: repair the model, or leave the tensor out with a filter."
+        "  do: repair the model, leave the tensor out with a filter, or say 'on_nonfinite: base'."
     )
 
 

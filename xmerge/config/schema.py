@@ -11,6 +11,7 @@ from pydantic import (
     NonNegativeInt,
     PrivateAttr,
     Tag,
+    field_validator,
     model_serializer,
     model_validator,
 )
@@ -18,6 +19,7 @@ from pydantic import (
 from xmerge.config.settings import Parameters
 from xmerge.config.source import ConfigSource
 from xmerge.config.strict import Strict, complain, show
+from xmerge.errors import nearest
 
 FLOAT_DTYPES = ("bfloat16", "float16", "float32")
 
@@ -247,6 +249,12 @@ class TokenizerConfig(Strict):
     """Round the number of embeddings up to a multiple of this."""
 
 
+def _list_acknowledged(schema: dict[str, Any]) -> None:
+    from xmerge.licences import list_licences
+
+    schema["items"] = {"enum": [licence.id for licence in list_licences() if licence.refuses]}
+
+
 class PublishTarget(Strict):
     """Where the output is uploaded to when it has been validated."""
 
@@ -256,6 +264,19 @@ class PublishTarget(Strict):
     """Who may see a repository that does not exist yet."""
     branch: str | None = Field(default=None, min_length=1)
     """The branch that receives it; default: the repository's main branch."""
+    acknowledge: tuple[str, ...] = Field(default=(), json_schema_extra=_list_acknowledged)
+    """Licences of the models whose words forbid publishing the merge, and which do not stop it."""
+
+    @field_validator("acknowledge")
+    @classmethod
+    def _are_known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        from xmerge.licences import list_licences
+
+        known = [licence.id for licence in list_licences() if licence.refuses]
+        for index, name in enumerate(names):
+            if name not in known:
+                raise complain(f"{show(name)} is no licence that is to be acknowledged; {nearest(name, known)}", index)
+        return names
 
 
 def parse_dtype(raw: Any) -> Any:
@@ -341,6 +362,9 @@ class MergeConfig(Strict):
     """Whose architecture, config and tokenizer the output has: `base`, or a model of this configuration."""
     on_mismatch: Literal["error", "base"] = "error"
     """When a donor's tensor does not fit: refuse the plan, or keep the base's tensor and record it."""
+    on_nonfinite: Literal["error", "base", "propagate"] = "error"
+    """When a tensor that is merged holds NaN or infinity: stop the merge, keep the base's tensor and record it, or
+    calculate with them."""
     on_different_heads: Literal["error", "merge"] = "error"
     """When q, k, v or o have equal shapes and heads of other sizes: refuse them, or merge row with row all the same."""
     folds: tuple[Literal["input_norm", "softmax_scale", "residual_scale"], ...] = ()

@@ -18,7 +18,7 @@ from xmerge.engine.reading import TORCH_DTYPES, OpenSources
 from xmerge.engine.results import TensorResult
 from xmerge.engine.shard import ShardWriter
 from xmerge.engine.weighting import Weighting, average, multiply
-from xmerge.errors import CheckpointError, InvalidMergeError
+from xmerge.errors import InvalidMergeError, NonfiniteInputError
 from xmerge.interrupt import check_stop
 from xmerge.methods import find_method
 from xmerge.methods.contract import Axis, Coefficient, Gram
@@ -42,12 +42,15 @@ class Combiner:
         self._device = device
         self._reader = BlockReader(sources, self._block, device)
         self._buffers: dict[tuple[str, torch.dtype], torch.Tensor] = {}
+        self._tainted: dict[str, bool] = {}
+        """Which tensors may hold NaN and infinity, because a source does and they are calculated with."""
 
     def combine(self, tensor: TensorPlan, shard: ShardWriter) -> TensorResult:
         """Write one merged tensor into its shard.
 
         Raises:
-            CheckpointError: An input holds NaN or infinity, or a folded gain cannot be divided by.
+            NonfiniteInputError: An input holds NaN or infinity, and they are not to be calculated with.
+            CheckpointError: A source cannot be read, or a folded gain cannot be divided by.
             InvalidMergeError: The output holds NaN or infinity, though no input did.
         """
         self._reader.open(tensor.sources)
@@ -60,10 +63,11 @@ class Combiner:
         if gram is not None:
             squares, products = _measure_by_gram(gram, [average(c) for c in coefficients], tensor.base)
         digits = FLOAT32_DIGITS if gram is None else DIGITS
+        averages = [average(each) for each in coefficients]
         cosine, ratio = compare(products, digits)
         return TensorResult(
             name=tensor.name,
-            coefficients=tuple(round_digits(average(c)) for c in coefficients),
+            coefficients=tuple(map(round_digits, averages)) if all(map(math.isfinite, averages)) else (),
             cosine=cosine,
             norm_ratio=ratio,
             donor_cosines=_donor_cosines(gram),
@@ -94,7 +98,7 @@ class Combiner:
         self, tensor: TensorPlan, products: InnerProducts, *, deltas: bool, axis: Axis
     ) -> list[list[torch.Tensor]]:
         found = products.measure(deltas=deltas, axis=axis)
-        if not torch.isfinite(found).all():
+        if not torch.isfinite(found).all() and tensor.on_nonfinite != "propagate":
             self._refuse_nonfinite_inputs(tensor)
         return [list(row) for row in found]
 
@@ -155,7 +159,7 @@ class Combiner:
     def _refuse_nonfinite(self, tensor: TensorPlan, start: int, rounded: torch.Tensor) -> None:
         """Find out who is to blame for a NaN or an infinity; a large sum of finite numbers is nobody's fault."""
         bad = (~torch.isfinite(rounded)).nonzero()
-        if bad.numel() == 0:
+        if bad.numel() == 0 or self._is_tainted(tensor):
             return
         at = start + int(bad[0])
         for number, source in enumerate(tensor.sources):
@@ -169,6 +173,18 @@ class Combiner:
             remedy="write a wider 'out_dtype', such as bfloat16 or float32, or use smaller weights.",
         )
 
+    def _is_tainted(self, tensor: TensorPlan) -> bool:
+        """Whether NaN and infinity are calculated with, and a source holds some."""
+        if tensor.on_nonfinite != "propagate":
+            return False
+        if tensor.name not in self._tainted:
+            try:
+                self._refuse_nonfinite_inputs(tensor)
+                self._tainted[tensor.name] = False
+            except NonfiniteInputError:
+                self._tainted[tensor.name] = True
+        return self._tainted[tensor.name]
+
     def _refuse_nonfinite_inputs(self, tensor: TensorPlan) -> None:
         """Find out which input is to blame for an inner product that is no number; very large numbers are not."""
         for number, source in enumerate(tensor.sources):
@@ -179,13 +195,13 @@ class Combiner:
                 if bad.numel():
                     raise self._nonfinite_input(tensor, number, start + int(bad[0]))
 
-    def _nonfinite_input(self, tensor: TensorPlan, number: int, at: int) -> CheckpointError:
+    def _nonfinite_input(self, tensor: TensorPlan, number: int, at: int) -> NonfiniteInputError:
         source = tensor.sources[number]
         name, element = self._reader.find_stored(source, at)
-        return CheckpointError(
+        return NonfiniteInputError(
             f"{self._plan.models[source.model].label} holds NaN or infinity in {name}, at element {element}.",
             where=f"for {tensor.name} of the output",
-            remedy="repair the model, or leave the tensor out with a filter.",
+            remedy="repair the model, leave the tensor out with a filter, or say 'on_nonfinite: base'.",
         )
 
     def _compare_biases(self, tensor: TensorPlan, squares: Sequence[float], digits: int) -> tuple[float | None, ...]:
@@ -238,7 +254,7 @@ def compare(products: Products | None, digits: int) -> tuple[float | None, float
     if products is None:
         return None, None
     yy, yb, bb = products
-    if yy <= 0.0 or bb <= 0.0:
+    if yy <= 0.0 or bb <= 0.0 or not all(map(math.isfinite, products)):
         return None, None
     cosine = max(-1.0, min(1.0, yb / math.sqrt(yy * bb)))
     return round_digits(cosine, digits), round_digits(math.sqrt(yy / bb), digits)
@@ -263,12 +279,12 @@ def _measure_by_gram(
 
 def _compare_norms(square: float, other: float, digits: int) -> float | None:
     """A norm over another, from their squares; None where one is no number, or there is nothing to compare with."""
-    if other <= 0.0 or not math.isfinite(square):
+    if other <= 0.0 or not math.isfinite(square) or not math.isfinite(other):
         return None
     return round_digits(math.sqrt(square / other), digits)
 
 
 def _donor_cosines(gram: Sequence[Sequence[float]] | None) -> tuple[float, ...]:
-    if gram is None or any(gram[i][i] <= 0.0 for i in range(len(gram))):
+    if gram is None or any(gram[i][i] <= 0.0 or not all(map(math.isfinite, gram[i])) for i in range(len(gram))):
         return ()
     return tuple(round_digits(gram[0][i] / math.sqrt(gram[0][0] * gram[i][i])) for i in range(1, len(gram)))

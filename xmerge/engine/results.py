@@ -21,6 +21,8 @@ class TensorResult(Value):
     name: str
     nonfinite: int = 0
     """How many of its numbers are NaN or infinite."""
+    replaced: str | None = None
+    """Why the base's tensor stands in its place: which source holds NaN or infinity, and where."""
     coefficients: tuple[float, ...] = ()
     """What each source was multiplied by; none for copied bytes."""
     cosine: float | None = None

@@ -78,7 +78,7 @@ class RuleMerger(Combiner):
             for at in range(0, count, self._block):
                 check_stop()
                 self._reader.read(source, start + at, out[at : at + self._block])
-            if check:
+            if check and tensor.on_nonfinite != "propagate":
                 self._refuse_nonfinite_input(tensor, number, start, out)
             read.append(out)
         return read

@@ -63,6 +63,10 @@ class ShardWriter:
             raise storage_error(error, self.path.parent, needed=self.size) from error
         self._missing[name] -= len(data)
 
+    def restart(self, name: str) -> None:
+        """Forget what was written of a tensor, to write all of it again."""
+        self._missing[name] = self._places[name][1]
+
     def copy(self, name: str, source: Source, sources: OpenSources) -> None:
         """Let the kernel copy a tensor's bytes from its source.
 

@@ -15,7 +15,7 @@ from xmerge.methods import MergeMethod, find_method
 from xmerge.methods.contract import Gram, GramUnknownError, ParameterError
 from xmerge.planning.alignment import SIDE_ROLES, Absent, Aligner, Misfit, Offer
 from xmerge.planning.parameters import ParameterReader, Values
-from xmerge.planning.plan import MISFIT, Decision, LostBias, Source, TensorPlan
+from xmerge.planning.plan import MISFIT, NONFINITE, Decision, LostBias, Source, TensorPlan
 from xmerge.planning.slices import OutputLayer, walk_paths
 from xmerge.planning.slots import Slot
 
@@ -61,6 +61,10 @@ class Decider:
         self._note_fits(slot, offers)
         keeper = self._choose_keeper(slot, offers)
         case = _Case(slot, offers, keeper)
+        return self._guard(case, self._fill(case))
+
+    def _fill(self, case: _Case) -> TensorPlan:
+        slot, offers = case.slot, case.offers
         if not slot.layer.merged:
             return self._keep(case, "its layer is not listed")
         values = self.reader.read(slot, offers)
@@ -72,6 +76,18 @@ class Decider:
         taking = self._choose_inputs(case, values)
         stays = self._why_base_stays(case, values, taking)
         return self._keep(case, stays) if stays else self._combine(case, taking, values)
+
+    def _guard(self, case: _Case, made: TensorPlan) -> TensorPlan:
+        """The tensor with what becomes of it if a source holds NaN or infinity."""
+        policy = self.config.on_nonfinite
+        if policy == "propagate":
+            return made.model_copy(update={"on_nonfinite": policy})
+        if policy == "base" and case.keeper is not None:
+            kept = self._keep(case, NONFINITE)
+            # What is the base's already has nothing to fall back to.
+            if kept.sources != made.sources:
+                return made.model_copy(update={"on_nonfinite": policy, "fallback": kept})
+        return made
 
     def list_fitting(self) -> list[str]:
         """The filters that choose matrices for which every donor has something that fits, and nothing else."""

@@ -11,6 +11,8 @@ from typing import Any, Literal
 from xmerge import garbage
 from xmerge.architecture.differences import Class, worst_class
 from xmerge.checkpoints.headers import DTYPE_BITS, build_header, size_of
+from xmerge.licences import Notice, Verdict, judge_licences, name_notices
+from xmerge.source_cards import SourceCard
 from xmerge.values import Value, fingerprint_json
 
 ENGINE_VERSION = 2
@@ -20,8 +22,15 @@ Decision = Literal["merge", "convert", "copy", "keep"]
 """`merge`: combined from several tensors or scaled. `convert`: one tensor in another dtype, order or convention.
 `copy`: a donor's bytes. `keep`: the base's bytes."""
 
+NonfinitePolicy = Literal["error", "base", "propagate"]
+"""`error`: the merge stops. `base`: the base's tensor is kept. `propagate`: they are calculated with."""
+
 MISFIT = "it does not fit"
 """How the reason begins for a tensor that was asked to be merged and is the base's all the same."""
+
+
+NONFINITE = "a source holds NaN or infinity"
+"""The reason for a tensor that was to be merged and is the base's because of such numbers."""
 
 
 class Segment(Value):
@@ -153,6 +162,10 @@ class TensorPlan(Value):
     """None: its method draws no random numbers."""
     dropped: tuple[str, ...] = ()
     """Donors that take no part, each with its reason."""
+    on_nonfinite: NonfinitePolicy = "error"
+    """What becomes of it if a source holds NaN or infinity."""
+    fallback: TensorPlan | None = None
+    """The base's tensor, which takes its place if a source holds NaN or infinity; None: there is no such way out."""
     lost_biases: tuple[LostBias, ...] = ()
     """Measured while the weights are read: how much a donor's output changes without them."""
 
@@ -193,20 +206,21 @@ def list_segments(tensor: TensorPlan) -> Iterator[tuple[int, Segment]]:
             yield source.gain.base_model, source.gain.base
     for lost in tensor.lost_biases:
         yield from ((lost.model, bias) for bias in lost.biases)
+    if tensor.fallback is not None:
+        yield from list_segments(tensor.fallback)
 
 
+_WORDS_OF_A_TENSOR: Any = {
+    **dict.fromkeys(("role", "component", "reason", "readings", "dropped"), True),
+    "lost_biases": {"__all__": {"model"}},
+    "sources": {
+        "__all__": {**dict.fromkeys(("model", "steps", "folds", "fit", "notes"), True), "gain": {"base_model"}}
+    },
+}
 _WORDS: Any = {
     "label": True,
     "index": True,
-    "tensors": {
-        "__all__": {
-            **dict.fromkeys(("role", "component", "reason", "readings", "dropped"), True),
-            "lost_biases": {"__all__": {"model"}},
-            "sources": {
-                "__all__": {**dict.fromkeys(("model", "steps", "folds", "fit", "notes"), True), "gain": {"base_model"}}
-            },
-        }
-    },
+    "tensors": {"__all__": {**_WORDS_OF_A_TENSOR, "fallback": _WORDS_OF_A_TENSOR}},
 }
 """What of a layer's plan decides no byte: wording, what is told of the work, and a model's place among the others."""
 
@@ -267,6 +281,8 @@ class PlannedModel(Value):
     """(file, size, digest of its header, time of its last change in ns or 0) of every shard it has."""
     dropped: tuple[str, ...]
     """Components that the target does not have: foreign tensors, not carried over."""
+    card: SourceCard = SourceCard()
+    """What it says of itself, and of its licence."""
 
 
 class MergePlan(Value):
@@ -303,8 +319,19 @@ class MergePlan(Value):
                     "side_files": [self.side_files, self.side_files_digest],
                     "chat_template": self.chat_template,
                     "target": self.models[self.target].pin,
+                    "cards": [model.card.model_dump(mode="json") for model in self.models],
                 }
             )
+
+    @cached_property
+    def licensing(self) -> Verdict:
+        """What the models' licences say of their merge."""
+        return judge_licences([model.card for model in self.models])
+
+    @cached_property
+    def notices(self) -> tuple[Notice, ...]:
+        """The licence texts that go along."""
+        return name_notices([(model.label, model.card) for model in self.models], self.licensing)
 
     @property
     def title(self) -> str:

@@ -100,7 +100,17 @@ def _tell_links(staged: Path) -> str:
 
 def _check_nonfinite(plan: MergePlan, results: Sequence[LayerResult]) -> Iterator[Finding]:
     for layer, result in zip(plan.layers, results, strict=True):
-        for tensor, outcome in zip(layer.tensors, result.tensors, strict=True):
+        for planned, outcome in zip(layer.tensors, result.tensors, strict=True):
+            tensor = planned.fallback if outcome.replaced and planned.fallback else planned
+            if outcome.replaced:
+                yield Finding(
+                    code="kept_base",
+                    text=f"{layer.label}: '{tensor.name}' is the base's: {outcome.replaced}.",
+                    remedy="repair the model, and merge again.",
+                    tensor=tensor.name,
+                    layer=layer.index,
+                    severity="warning",
+                )
             if outcome.nonfinite:
                 label = plan.models[tensor.sources[0].model].label
                 yield Finding(
@@ -110,7 +120,7 @@ def _check_nonfinite(plan: MergePlan, results: Sequence[LayerResult]) -> Iterato
                     tensor=tensor.name,
                     layer=layer.index,
                     # What no family knows may be a mask, where infinity is meant.
-                    severity="error" if tensor.role else "warning",
+                    severity="error" if tensor.role and tensor.on_nonfinite != "propagate" else "warning",
                 )
 
 
