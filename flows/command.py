@@ -20,6 +20,7 @@ from xmerge.signals import StopSignals, interruption, leave_anyway, stop_on_sign
 
 if TYPE_CHECKING:
     from flows.api import Api
+    from xmerge.planning.downloads import FetchMode
 
 SECONDS_TO_STOP = 1.0
 SECONDS_TO_REPORT = 20.0
@@ -37,6 +38,7 @@ def run_merge(
     store: Path | None = None,
     seed: int | None = None,
     trial: bool = True,
+    fetch: FetchMode = "auto",
     reporter: Reporter,
 ) -> dict[str, Any]:
     """Carry out one merge as a Prefect flow; what there is to say about it, in a few plain values.
@@ -49,6 +51,7 @@ def run_merge(
         store: A folder that keeps merged layers for other merges.
         seed: Takes the place of the configuration's `random_seed`.
         trial: Load the output with transformers before it appears.
+        fetch: What comes of a shard on the Hub: the whole, or the parts that are read.
         reporter: Who is told how far it has come.
 
     Raises:
@@ -66,6 +69,7 @@ def run_merge(
         "store": str(store.absolute()) if store else None,
         "seed": seed,
         "trial": trial,
+        "fetch": fetch,
     }
     with stop_on_signals() as signals:
         from flows.api import open_api

@@ -32,6 +32,7 @@ from tasks.resolve import resolve_architecture
 from xmerge.errors import Interrupted
 from xmerge.interrupt import clear_stop, request_stop
 from xmerge.planning import MergePlan
+from xmerge.planning.downloads import FetchMode
 from xmerge.work import open_work_folder
 
 THREADS: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=64)
@@ -55,6 +56,7 @@ def merge_models(
     store: str | None = None,
     seed: Annotated[int, Field(ge=0)] | None = None,
     trial: bool = True,
+    fetch: FetchMode = "auto",
 ) -> dict[str, Any] | State[Any]:
     """Merge the weights of language models into one checkpoint of the base's architecture.
 
@@ -66,6 +68,7 @@ def merge_models(
         store: A folder that keeps merged layers for later merges that share them.
         seed: Takes the place of the recipe's random_seed.
         trial: Load the output with transformers, where it is installed, before it appears.
+        fetch: From the Hub, whole shards, only the tensors that are read, or whichever is less (auto).
     """
     watch = current_watch()
     watch.flow_run_id = str(_run_id())
@@ -73,7 +76,8 @@ def merge_models(
     with _others_stop_on_failure():
         try:
             given = read_recipe(recipe, seed)
-            watch.outcome = _merge(watch, given, Path(out), Path(store) if store else None, device, workers, trial)
+            place, kept = Path(out), Path(store) if store else None
+            watch.outcome = _merge(watch, given, place, kept, device, workers, trial, fetch)
         except Interrupted as error:
             watch.failure = error
             return Cancelled(name="Interrupted", message=str(error))
@@ -84,7 +88,14 @@ def merge_models(
 
 
 def _merge(
-    watch: RunWatch, recipe: Recipe, out: Path, store: Path | None, device: str, workers: int, trial: bool
+    watch: RunWatch,
+    recipe: Recipe,
+    out: Path,
+    store: Path | None,
+    device: str,
+    workers: int,
+    trial: bool,
+    fetch: FetchMode,
 ) -> dict[str, Any]:
     watch.reporter.stage("resolve_architecture")
     architecture: PrefectFuture[Any] = resolve_architecture.submit(recipe)
@@ -97,7 +108,7 @@ def _merge(
     watch.flow_run_name = _name_run(plan, out)
     watch.reporter.plan_ready(plan)
     with open_work_folder(out, plan, store) as work:
-        return MergeSteps(recipe, plan, work, watch).carry_out(planned, device, workers, trial)
+        return MergeSteps(recipe, plan, work, watch).carry_out(planned, device, workers, trial, fetch)
 
 
 def _run_id() -> UUID:

@@ -23,6 +23,7 @@ from tasks.publish import publish_merge
 from tasks.recipes import Recipe
 from tasks.validate import validate_merge
 from xmerge.planning import MergePlan, pack_layers
+from xmerge.planning.downloads import FetchMode
 from xmerge.work import WorkFolder, write_plan
 
 if TYPE_CHECKING:
@@ -53,14 +54,16 @@ class MergeSteps:
     watch: RunWatch
     results: dict[int, LayerResult] = field(default_factory=dict)
 
-    def carry_out(self, planned: PrefectFuture[Any], device: str, workers: int, trial: bool) -> dict[str, Any]:
+    def carry_out(
+        self, planned: PrefectFuture[Any], device: str, workers: int, trial: bool, fetch: FetchMode
+    ) -> dict[str, Any]:
         """Do what is to be done; what there is to say about it, in a few plain values."""
         if self.work.finished:
             self.watch.reporter.note(f"{self.work.out} is this merge already: nothing is to be merged.")
             return self.describe(None, self.publish([planned]))
         slots = count_slots(device, workers)
-        downloads = self.download_models(planned)
-        folders: list[str] = [download.result() for download in downloads]
+        downloads = self.download_models(planned, fetch)
+        folders = self.take_folders(downloads)
         self.check_sources(folders)
         merged = self.merge_layers(downloads, folders, device, slots)
         checked = self.validate(merged, trial)
@@ -76,7 +79,7 @@ class MergeSteps:
             "reused": self.count_reused() if report else len(self.plan.layers),
         }
 
-    def download_models(self, planned: PrefectFuture[Any]) -> Futures:
+    def download_models(self, planned: PrefectFuture[Any], fetch: FetchMode) -> Futures:
         """Bring every model's shards to this machine, all models at once."""
         self.watch.reporter.stage("download_model")
         write_plan(self.work, self.plan)
@@ -87,10 +90,19 @@ class MergeSteps:
                 fingerprint=self.plan.fingerprint,
                 index=index,
                 model=show_plain(model.label),
+                parts_folder=str(self.work.fetched),
+                fetch=fetch,
                 wait_for=[planned],
             )
             for index, model in enumerate(self.plan.models)
         ]
+
+    def take_folders(self, downloads: Futures) -> list[str]:
+        """Where each model is, and what there is to say of how it came."""
+        fetched = [download.result() for download in downloads]
+        for note in (note for each in fetched for note in each["notes"]):
+            self.watch.reporter.note(note)
+        return [each["folder"] for each in fetched]
 
     def check_sources(self, folders: list[str]) -> None:
         """Refuse now what would be refused half-way."""

@@ -1,6 +1,9 @@
-"""The step `download_model`: one model's shards on this machine."""
+"""The step `download_model`: what a plan reads of one model, on this machine."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -9,7 +12,8 @@ from prefect.tasks import exponential_backoff
 
 from tasks.plans import read_plan
 from tasks.retrying import is_worth_retrying
-from xmerge.sources import fetch_model
+from xmerge.fetching import fetch_model
+from xmerge.planning.downloads import FetchMode
 
 
 # Never cached: a record of a download outlives the files, and asking again costs milliseconds.
@@ -22,8 +26,12 @@ from xmerge.sources import fetch_model
     retry_jitter_factor=0.5,
     retry_condition_fn=is_worth_retrying,
 )
-def download_model(plan_file: str, fingerprint: str, index: int, model: str) -> str:
-    """Fetch the shards of one model that the plan uses; its local folder."""
-    folder = fetch_model(read_plan(plan_file, fingerprint), index)
+def download_model(
+    plan_file: str, fingerprint: str, index: int, model: str, parts_folder: str, fetch: FetchMode
+) -> dict[str, Any]:
+    """Fetch what the plan reads of one model; the fields of `xmerge.fetching.FetchedModel`."""
+    fetched = fetch_model(read_plan(plan_file, fingerprint), index, Path(parts_folder), fetch)
+    for note in fetched.notes:
+        get_run_logger().warning("%s", note)
     get_run_logger().info("model %s is in place", model)
-    return str(folder)
+    return fetched.model_dump(mode="json")

@@ -28,6 +28,7 @@ from os import (
     rmdir,
     stat,
     statvfs,
+    symlink,
     unlink,
 )
 
@@ -52,6 +53,7 @@ __all__ = (
     "rmdir",
     "stat",
     "statvfs",
+    "symlink",
     "unlink",
 )
 

@@ -11,11 +11,12 @@ from xmerge.config import MergeConfig
 from xmerge.engine import LayerResult, check_gains, merge_layer
 from xmerge.engine.devices import choose_device
 from xmerge.errors import Interrupted
+from xmerge.fetching import fetch_model
 from xmerge.interrupt import clear_stop, request_stop
 from xmerge.output import Publication, assemble, publish, upload
 from xmerge.planning import MergePlan, map_slices
+from xmerge.planning.downloads import FetchMode
 from xmerge.progress import Reporter, Silence
-from xmerge.sources import fetch_model
 from xmerge.store import Store
 from xmerge.validation import ValidationReport, validate
 from xmerge.values import Value
@@ -42,6 +43,7 @@ def merge(
     workers: int = 2,
     store: Path | None = None,
     trial: bool = True,
+    fetch: FetchMode = "auto",
     reporter: Reporter | None = None,
 ) -> MergeOutcome:
     """Merge models into a checkpoint that appears at `out`, whole or not at all.
@@ -53,6 +55,7 @@ def merge(
         workers: Layers under way at once; the bytes do not depend on it.
         store: A store of finished layers to keep and share.
         trial: Load the output with transformers before it appears.
+        fetch: What comes of a shard on the Hub: the whole, or the parts that are read.
         reporter: Told how far the merge has come.
 
     Raises:
@@ -76,7 +79,10 @@ def merge(
                 reused=len(plan.layers),
             )
         tell.stage("download_model")
-        folders = [fetch_model(plan, index) for index in range(len(plan.models))]
+        fetched = [fetch_model(plan, index, work.fetched, fetch) for index in range(len(plan.models))]
+        for note in (note for each in fetched for note in each.notes):
+            tell.note(note)
+        folders = [each.folder for each in fetched]
         check_gains(plan, folders)
         tell.stage("merge_layer")
         results = merge_layers(plan, folders, work.store, device, workers, tell)

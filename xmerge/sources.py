@@ -6,7 +6,6 @@ import hashlib
 import os
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from xmerge import hub
 from xmerge.checkpoints import Checkpoint, Shard, read_checkpoint
@@ -15,9 +14,6 @@ from xmerge.checkpoints.headers import parse_header
 from xmerge.config import ModelReference
 from xmerge.errors import CheckpointError, HubError, PlanError
 from xmerge.values import Value
-
-if TYPE_CHECKING:
-    from xmerge.planning.plan import MergePlan
 
 
 class Location(Value):
@@ -94,19 +90,6 @@ def metadata_folder(location: Location) -> Path:
         return location.folder
     assert location.repo is not None and location.commit is not None
     return hub.fetch_metadata(location.repo, location.commit)
-
-
-def fetch_model(plan: MergePlan, index: int) -> Path:
-    """A local folder with the shards of one model that the plan reads; a local model's own folder.
-
-    Raises:
-        HubError: The Hub refused or could not be reached.
-    """
-    model = plan.models[index]
-    if model.folder is not None:
-        return model.folder
-    assert model.repo is not None and model.commit is not None
-    return hub.fetch_shards(model.repo, model.commit, model.files)
 
 
 def _find_folder(path: str, config_folder: Path | None) -> Path | None:

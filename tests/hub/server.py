@@ -190,8 +190,9 @@ def connected(server: HubServer, home: Path, *, token: str | None = TOKEN) -> It
         patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         patch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
         clock = SimpleNamespace(**{**vars(time), "sleep": server.slept.append})
-        for module in ("huggingface_hub.utils._http", "huggingface_hub.file_download", "xmerge.hub.reading"):
+        for module in ("huggingface_hub.utils._http", "huggingface_hub.file_download"):
             patch.setattr(f"{module}.time", clock)
+        patch.setattr("xmerge.hub.ranges.pause", lambda seconds, given_up: server.slept.append(seconds))
         patch.setenv("NO_PROXY", "127.0.0.1")
         for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
             patch.delenv(name, raising=False)

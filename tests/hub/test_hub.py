@@ -197,7 +197,7 @@ def test_a_full_disk_is_told_before_anything_is_fetched(
     server: HubServer, commit: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the cache has no room for the shards, none is asked for."""
-    monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=1_000))
+    monkeypatch.setattr("xmerge.hub.fetching.free_bytes", lambda _folder: 1_000)
     with pytest.raises(StorageError, match="no space left") as refused:
         hub.fetch_shards(MODEL, commit, [ONE])
     assert refused.value.why == f"{len(WEIGHTS[ONE]):,} bytes are to be fetched and the cache's disk has 1,000 free."

@@ -14,6 +14,7 @@ from xmerge.cli.plan import make_plan
 from xmerge.cli.progress import BarReporter, LineReporter, choose_reporter
 from xmerge.cli.screen import print_report
 from xmerge.errors import ConfigError
+from xmerge.planning.downloads import FETCH_MODES, FetchMode
 from xmerge.validation.findings import ValidationReport
 
 DEFAULT_WORKERS = max(1, min(os.cpu_count() or 1, 8))
@@ -26,6 +27,13 @@ DEFAULT_WORKERS = max(1, min(os.cpu_count() or 1, 8))
 @click.option("--workers", type=click.IntRange(min=1), default=DEFAULT_WORKERS, help="Layers under way at once.")
 @click.option("--store", type=click.Path(path_type=Path), help="Keep finished layers here, to share between merges.")
 @click.option("--seed", type=click.IntRange(min=0), help="Takes the place of the configuration's random_seed.")
+@click.option(
+    "--fetch",
+    type=click.Choice(FETCH_MODES),
+    default="auto",
+    show_default=True,
+    help="From the Hub: whole shards, only the tensors that are read, or whichever is less.",
+)
 @click.option("--direct", is_flag=True, help="A plain loop, without Prefect.")
 @click.option("--skip-trial-load", is_flag=True, help="Do not load the output with transformers before it appears.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as one line of JSON.")
@@ -37,6 +45,7 @@ def merge(
     workers: int,
     store: Path | None,
     seed: int | None,
+    fetch: FetchMode,
     direct: bool,
     skip_trial_load: bool,
     as_json: bool,
@@ -49,6 +58,7 @@ def merge(
     # Told in half a second, before a server is started for it.
     _refuse_early(config, out, device, seed)
     options = {"device": device, "workers": workers, "store": store, "seed": seed, "trial": not skip_trial_load}
+    options["fetch"] = fetch
     with choose_reporter(quiet=quiet) as reporter:
         outcome = (_merge_directly if direct else _merge_as_flow)(config, out, reporter, **options)
     if as_json:
@@ -87,6 +97,7 @@ def _merge_directly(config: Path, out: Path, reporter: LineReporter | BarReporte
             workers=options["workers"],
             store=options["store"],
             trial=options["trial"],
+            fetch=options["fetch"],
             reporter=reporter,
         )
     return outcome.model_dump(mode="json")

@@ -71,7 +71,9 @@ class OpenSources:
 
     def find_element(self, model: int, segment: Segment, place: int) -> int:
         """An element of a segment as the number it has in its stored tensor."""
-        _, entries, start = read_local_shard(self._folders[model] / segment.file, self._told(model, segment.file))
+        # A whole shard of which others are here in parts is a link, and has been opened already.
+        path = (self._folders[model] / segment.file).resolve()
+        _, entries, start = read_local_shard(path, self._told(model, segment.file))
         begin = next(start + entry.begin for entry in entries if entry.name == segment.tensor)
         return place + (segment.offset - begin) // DTYPE_BYTES[segment.dtype]
 

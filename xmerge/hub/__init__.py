@@ -3,16 +3,24 @@
 `huggingface_hub` is imported inside the functions, so that importing this package costs nothing.
 """
 
+from xmerge.hub.fetching import fetch_metadata, fetch_shards, is_cached
 from xmerge.hub.names import is_repo_id
-from xmerge.hub.reading import RemoteHeader, fetch_metadata, fetch_shards, list_files, pin_revision, read_shard_headers
+from xmerge.hub.pieces import fetch_ranges
+from xmerge.hub.ranges import Range
+from xmerge.hub.reading import RemoteHeader, list_files, pin_revision, read_shard_headers
+from xmerge.hub.sparse import join_ranges
 from xmerge.hub.uploading import UploadedTo, upload_folder
 
 __all__ = [
+    "Range",
     "RemoteHeader",
     "UploadedTo",
     "fetch_metadata",
+    "fetch_ranges",
     "fetch_shards",
+    "is_cached",
     "is_repo_id",
+    "join_ranges",
     "list_files",
     "pin_revision",
     "read_shard_headers",

@@ -84,6 +84,11 @@ def without_secrets(text: str) -> str:
     return text
 
 
+def is_passing(error: HfHubHTTPError) -> bool:
+    """Whether an answer is a disturbance, so that the same request may succeed later."""
+    return error.response.status_code in _TRANSIENT
+
+
 def http_library() -> ModuleType:
     """The HTTP library under the client: httpx before huggingface_hub 2, httpx2 since."""
     from huggingface_hub.errors import HfHubHTTPError
@@ -149,6 +154,25 @@ def tell_wrong_size(where: str, expected: int, actual: int | None) -> HubError:
         where=where,
         why=f"the repository says {expected:,} bytes, and there are {actual or 0:,}.",
         remedy="run again; if it stays so, a proxy or mirror on the way changes files.",
+    )
+
+
+def tell_wrong_bytes(where: str) -> HubError:
+    """The error for a file that came twice with other bytes than the repository has."""
+    return HubError(
+        "a file from the Hub does not hold the bytes that the repository says.",
+        where=where,
+        why="its SHA-256 is another one, also after it was fetched again; it was removed.",
+        remedy="run again; if it stays so, a proxy or mirror on the way changes files.",
+    )
+
+
+def tell_other_range(where: str) -> HubError:
+    """The error for a server that gives another part of a file than it was asked for."""
+    return HubError(
+        "the server gave another part of a file than it was asked for.",
+        where=where,
+        remedy="fetch whole files with --fetch shards; a proxy or mirror on the way does not understand ranges.",
     )
 
 
@@ -251,7 +275,7 @@ def _tell_answer(error: HfHubHTTPError, doing: Doing) -> HubError:  # noqa: PLR0
             why="the Hub gives the same answer in both cases.",
             remedy="check the spelling; for a private one run `hf auth login`, or set HF_TOKEN.",
         )
-    if status in _TRANSIENT:
+    if is_passing(error):
         return _tell_transient(error, doing)
     return _tell_refusal(error, status, doing)
 

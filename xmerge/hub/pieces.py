@@ -1,0 +1,98 @@
+"""Fetching parts of shards: the bytes that are used, in pieces that are kept one by one."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from xmerge.files import storage_error
+from xmerge.hub.client import is_offline
+from xmerge.hub.faults import Doing, tell_offline
+from xmerge.hub.fetching import require_space
+from xmerge.hub.ranges import Range, RangesIgnoredError, stream_range
+from xmerge.hub.reading import name_some, read_shard_headers
+from xmerge.hub.sparse import NEAR, SparseShard, cut_pieces, join_ranges, open_sparse, subtract_ranges
+
+AT_ONCE = 8
+
+
+def fetch_ranges(repo: str, commit: str, wanted: Mapping[str, Sequence[Range]], folder: Path) -> bool:
+    """Fetch parts of shards into files with holes, of the shards' names and sizes and with their headers.
+
+    What an earlier call has fetched stays, if it is intact; whoever stops this loses a piece of 64 MiB for each of the
+    8 requests under way at most.
+
+    Args:
+        repo: `org/name` on the Hub.
+        commit: The pinned commit.
+        wanted: For each shard, which of its bytes.
+        folder: Where the files are to be; nobody else writes there.
+
+    Returns:
+        False: the server does not give parts of files, and some of this is missing.
+
+    Raises:
+        HubError: A name is not that of a shard of this commit, or a shard may not be read or has a wrong size.
+        HubUnavailableError: The Hub cannot answer for now.
+        StorageError: The folder is full or cannot be written.
+        Interrupted: A stop was requested.
+    """
+    headers = read_shard_headers(repo, commit, list(wanted))
+    try:
+        with ExitStack() as opened:
+            pieces = []
+            for name, header in headers.items():
+                shard, intact = opened.enter_context(open_sparse(folder / name, header.size, header.header))
+                missing = subtract_ranges(join_ranges(wanted[name], NEAR), intact)
+                doing = Doing(repo, revision=commit, file=name)
+                pieces += [_Piece(shard, doing, header.size, piece) for piece in cut_pieces(missing)]
+            if pieces and is_offline():
+                raise tell_offline(name_some(sorted({str(piece.doing.file) for piece in pieces}), f"{repo}@{commit}"))
+            require_space(folder, repo, sum(piece.place.nbytes for piece in pieces))
+            _fetch_all(pieces)
+    except RangesIgnoredError:
+        return False
+    except OSError as error:
+        raise storage_error(error, folder) from error
+    return True
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A part of a shard that one request asks for."""
+
+    shard: SparseShard
+    doing: Doing
+    size: int
+    """Bytes of the whole shard."""
+    place: Range
+
+    def fetch(self, given_up: threading.Event) -> None:
+        """Bring it here, and note it in the journal when all of it has come."""
+        digest, place = hashlib.sha256(), self.place.start
+        for block in stream_range(self.doing, self.size, self.place, given_up):
+            self.shard.write(place, block)
+            digest.update(block)
+            place += len(block)
+        self.shard.note(self.place, digest.hexdigest())
+
+
+def _fetch_all(pieces: Sequence[_Piece]) -> None:
+    """Fetch several pieces at once; the first that fails ends the others."""
+    given_up = threading.Event()
+    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="piece") as pool:
+        futures = [pool.submit(piece.fetch, given_up) for piece in pieces]
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+            for ended in (future for future in futures if future.done()):
+                ended.result()
+        except BaseException:
+            given_up.set()
+            for future in futures:
+                future.cancel()
+            raise
