@@ -13,6 +13,7 @@ from xmerge.planning.draws import assign_draws
 from xmerge.planning.output_config import choose_side_files, digest_side_files, edit_config
 from xmerge.planning.parameters import ParameterReader
 from xmerge.planning.plan import LayerPlan, MergePlan, PlannedModel, list_segments
+from xmerge.planning.publication import refuse_conflicts, warn_of_name
 from xmerge.planning.refusals import (
     refuse_doubled_gains,
     refuse_gaps,
@@ -23,6 +24,7 @@ from xmerge.planning.refusals import (
 from xmerge.planning.slices import OutputLayer, lay_out
 from xmerge.planning.slots import list_slots
 from xmerge.planning.warnings import list_foreign, list_warnings
+from xmerge.source_cards import read_source_card
 
 
 def map_slices(config: MergeConfig, architecture: ResolvedArchitecture) -> MergePlan:
@@ -45,9 +47,11 @@ def _map_slices(config: MergeConfig, architecture: ResolvedArchitecture) -> Merg
     refuse_tokenizer_merge(config, architecture, layers)
     config_text, edits = edit_config(architecture, layout, layers)
     side_files = choose_side_files(architecture.target)
+    models = _describe_models(architecture, layers, layout)
+    refuse_conflicts(config, models)
     return MergePlan(
         method=config.merge_method,
-        models=_describe_models(architecture, layers, layout),
+        models=models,
         target=architecture.target_index,
         layers=tuple(layer for layer in layers if layer.tensors),
         layer_map=tuple(_meeting(layer, len(architecture.models)) for layer in layout if layer.index is not None),
@@ -56,7 +60,7 @@ def _map_slices(config: MergeConfig, architecture: ResolvedArchitecture) -> Merg
         side_files=side_files,
         side_files_digest=digest_side_files(architecture.target, side_files),
         chat_template=config.chat_template,
-        warnings=list_warnings(config, architecture, layout, layers, method),
+        warnings=(*list_warnings(config, architecture, layout, layers, method), *warn_of_name(config, models)),
         config_fingerprint=config.fingerprint,
     )
 
@@ -127,4 +131,5 @@ def _describe_model(model: ResolvedModel, files: list[str], used: int, foreign: 
             (shard.file, shard.size, shard.header_sha256, shard.modified_ns) for shard in model.checkpoint.shards
         ),
         dropped=foreign,
+        card=read_source_card(location),
     )
