@@ -8,21 +8,25 @@ from typing import Any, TypeVar
 
 from prefect.futures import PrefectFuture, as_completed
 
+from xmerge.planning import MergePlan
+from xmerge.planning.memory import fit_workers
+
 UNITS_PER_GPU = 2
 """One computes while the other reads or writes."""
 
 Unit = TypeVar("Unit")
 
 
-def count_slots(device: str, workers: int) -> int:
+def count_slots(plan: MergePlan, device: str, workers: int) -> int:
     """How many units may be in work at once on a device.
 
     Raises:
-        PlanError: This machine has no such device.
+        PlanError: This machine has no such device, or too little memory for one unit.
     """
     from xmerge.engine.devices import choose_device
 
-    return workers if choose_device(device).type == "cpu" else min(workers, UNITS_PER_GPU)
+    kind = choose_device(device).type
+    return fit_workers(plan, kind, workers if kind == "cpu" else min(workers, UNITS_PER_GPU))
 
 
 def keep_busy(

@@ -61,7 +61,7 @@ class MergeSteps:
         if self.work.finished:
             self.watch.reporter.note(f"{self.work.out} is this merge already: nothing is to be merged.")
             return self.describe(None, self.publish([planned]))
-        slots = count_slots(device, workers)
+        slots = count_slots(self.plan, device, workers)
         downloads = self.download_models(planned, fetch)
         folders = self.take_folders(downloads)
         self.check_sources(folders)

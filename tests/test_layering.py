@@ -24,7 +24,7 @@ ONLY_IN = {
     "torch": ("xmerge.engine", "xmerge.validation.load"),
     "huggingface_hub": ("xmerge.hub",),
     "transformers": ("xmerge.validation.load",),
-    "tokenizers": (),
+    "tokenizers": ("xmerge.validation.load",),
 }
 
 

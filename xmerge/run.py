@@ -16,6 +16,7 @@ from xmerge.interrupt import clear_stop, request_stop
 from xmerge.output import Publication, assemble, publish, upload
 from xmerge.planning import MergePlan, map_slices
 from xmerge.planning.downloads import FetchMode
+from xmerge.planning.memory import fit_workers
 from xmerge.progress import Reporter, Silence
 from xmerge.store import Store
 from xmerge.validation import ValidationReport, validate
@@ -68,7 +69,7 @@ def merge(
     tell.stage("map_slices")
     plan = map_slices(config, architecture)
     tell.plan_ready(plan)
-    choose_device(device)
+    workers = fit_workers(plan, choose_device(device).type, workers)
     with open_work_folder(out, plan, store) as work:
         if work.finished:
             return MergeOutcome(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from xmerge.planning.memory import BLOCK_ELEMENTS, WINDOW_BYTES, estimate_buffers, reads_ahead
+from xmerge.errors import PlanError
+from xmerge.memory import LIMIT
+from xmerge.planning.memory import BLOCK_ELEMENTS, WINDOW_BYTES, estimate_buffers, fit_workers, reads_ahead
 from xmerge.planning.plan import Gain, MergePlan, Segment, Source
 
 SLERP = "merge_method: slerp\nbase_model: base\nmodels: [{model: base}, {model: donor}]\nparameters: {t: 0.5}\n"
@@ -81,3 +83,49 @@ def test_a_folded_gain_takes_the_same_on_every_device(plan):
     folded = replace_donors(plan, make_source(()).model_copy(update={"gain": gain}))
     more = [estimate_buffers(folded, device) - estimate_buffers(plan, device) for device in BLOCK_ELEMENTS]
     assert more[0] == more[1] > 8 * 4096
+
+
+@pytest.fixture
+def there_are(monkeypatch):
+    """A function that says how much memory is available."""
+    return lambda count: monkeypatch.setattr("xmerge.planning.memory.available_bytes", lambda: count)
+
+
+def test_no_more_workers_than_their_buffers_fit(plan, there_are, monkeypatch):
+    """As many layers are under way as asked for, unless memory or a person's limit has room for fewer."""
+    needed = estimate_buffers(plan)
+    there_are(None)
+    assert fit_workers(plan, "cpu", 8) == 8
+    there_are(needed * 3 + 1)
+    assert [fit_workers(plan, "cpu", workers) for workers in (1, 3, 8)] == [1, 3, 3]
+    monkeypatch.setenv(LIMIT, str(needed * 2))
+    assert fit_workers(plan, "cpu", 8) == 2
+
+
+def test_a_merge_that_only_copies_needs_no_room(bench, there_are):
+    """Bytes that pass through are copied by the kernel, however little memory there is."""
+    bench.write("base")
+    there_are(0)
+    assert fit_workers(bench.plan(COPY), "cpu", 4) == 4
+
+
+def test_what_cannot_fit_is_refused_with_both_numbers(plan, there_are, monkeypatch):
+    """A plan whose buffers have no room for one worker ends in exit 2, with needed and available bytes."""
+    needed = estimate_buffers(plan)
+    there_are(needed - 1)
+    with pytest.raises(PlanError) as caught:
+        fit_workers(plan, "cpu", 1)
+    assert caught.value.exit_code == 2
+    told = f"one layer under way takes {needed:,} bytes of buffers, and {needed - 1:,} are"
+    assert caught.value.why == f"{told} available."
+    there_are(needed * 2)
+    monkeypatch.setenv(LIMIT, str(needed - 1))
+    with pytest.raises(PlanError) as caught:
+        fit_workers(plan, "cpu", 1)
+    assert caught.value.why == f"{told} allowed by XMERGE_MEMORY."
+
+
+def test_a_gpu_needs_main_memory_for_what_is_read(plan, there_are):
+    """On a GPU the buffers of the arithmetic lie there, and main memory holds what comes from the files."""
+    there_are(8 * BLOCK_ELEMENTS["cuda"] * 2)
+    assert fit_workers(plan, "cuda", 4) == 2

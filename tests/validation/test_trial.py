@@ -119,7 +119,7 @@ def test_a_stop_ends_the_trial(tmp_path, program):
 def test_where_it_cannot_be_tried_the_reason_is_told(tmp_path, monkeypatch):
     """Without transformers, and where memory is short, the trial is left out and says why."""
     write_model(tmp_path / "model")
-    monkeypatch.setattr(trial, "_available_memory", lambda: 1000)
+    monkeypatch.setattr(trial, "available_bytes", lambda: 1000)
     size = (tmp_path / "model" / "model.safetensors").stat().st_size
     assert (
         told(try_loading(tmp_path / "model")) == f"no: {size:,} bytes are more than the 500 that a trial may take here"

@@ -11,7 +11,7 @@ import torch
 from xmerge.engine.devices import choose_device
 from xmerge.engine.reading import OpenSources
 from xmerge.engine.results import LayerResult, TensorResult
-from xmerge.engine.rules import RuleMerger
+from xmerge.engine.retreat import PatientMerger
 from xmerge.engine.shard import ShardWriter
 from xmerge.errors import NonfiniteInputError
 from xmerge.planning.plan import LayerPlan, MergePlan, TensorPlan
@@ -46,7 +46,7 @@ def merge_layer(
     started = time.perf_counter()
     chosen = choose_device(device)
     with OpenSources(plan, layer, folders) as sources, ShardWriter(store.reserve(layer), layer) as shard:
-        merger = RuleMerger(plan, sources, chosen)
+        merger = PatientMerger(plan, sources, chosen)
         results = [_fill(tensor, shard, sources, merger) for tensor in layer.tensors]
         sha256, results = _seal(plan, layer, results, shard, sources, merger)
         sources.check_unchanged()
@@ -58,14 +58,15 @@ def merge_layer(
             sha256=sha256,
             tensors=tuple(results),
             stamps=sources.stamps,
-            device=str(chosen),
+            device=str(merger.device),
+            notes=tuple(merger.notes),
             seconds=round(time.perf_counter() - started, 3),
         )
         store.commit(shard.path, result)
     return result
 
 
-def _fill(tensor: TensorPlan, shard: ShardWriter, sources: OpenSources, merger: RuleMerger) -> TensorResult:
+def _fill(tensor: TensorPlan, shard: ShardWriter, sources: OpenSources, merger: PatientMerger) -> TensorResult:
     """Write a tensor, or the base's where the plan says so of sources that hold NaN or infinity."""
     try:
         return _write(tensor, shard, sources, merger)
@@ -76,7 +77,7 @@ def _fill(tensor: TensorPlan, shard: ShardWriter, sources: OpenSources, merger: 
 
 
 def _keep_base(
-    tensor: TensorPlan, reason: str, shard: ShardWriter, sources: OpenSources, merger: RuleMerger
+    tensor: TensorPlan, reason: str, shard: ShardWriter, sources: OpenSources, merger: PatientMerger
 ) -> TensorResult:
     """Write the base's tensor over whatever stands in a tensor's place."""
     assert tensor.fallback is not None
@@ -90,7 +91,7 @@ def _seal(
     results: list[TensorResult],
     shard: ShardWriter,
     sources: OpenSources,
-    merger: RuleMerger,
+    merger: PatientMerger,
 ) -> tuple[str, list[TensorResult]]:
     """Read the shard back: its SHA-256, and the results with what is NaN or infinite in them.
 
@@ -122,7 +123,7 @@ def _blame(plan: MergePlan, tensor: TensorPlan, made: TensorResult, count: int) 
     return told
 
 
-def _write(tensor: TensorPlan, shard: ShardWriter, sources: OpenSources, merger: RuleMerger) -> TensorResult:
+def _write(tensor: TensorPlan, shard: ShardWriter, sources: OpenSources, merger: PatientMerger) -> TensorResult:
     if not tensor.is_copied:
         return merger.combine(tensor, shard)
     shard.copy(tensor.name, tensor.sources[0], sources)

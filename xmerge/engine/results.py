@@ -49,6 +49,9 @@ class LayerResult(Value):
     stamps: tuple[SourceStamp, ...]
     """The files it was made from."""
     device: str
+    """Where it was merged, in the end."""
     seconds: float
+    notes: tuple[str, ...] = ()
+    """What went otherwise than it was asked for: where a device ran out of memory."""
     reused: bool = False
     """Whether an earlier run had made it."""

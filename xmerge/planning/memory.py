@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from xmerge.checkpoints.headers import DTYPE_BYTES
+from xmerge.errors import PlanError
+from xmerge.memory import LIMIT, allowed_bytes, available_bytes
 from xmerge.methods import find_method
 from xmerge.planning.plan import MergePlan, Source, TensorPlan
 
@@ -33,6 +35,33 @@ def estimate_buffers(plan: MergePlan, device: str = "cpu") -> int:
     computed = [tensor for tensor in plan.tensors if not tensor.is_copied]
     ahead = max((sum(_estimate_source(source, block) for source in tensor.sources) for tensor in computed), default=0)
     return max((_estimate_tensor(tensor, block) for tensor in computed), default=0) + ahead
+
+
+def fit_workers(plan: MergePlan, device: str, workers: int) -> int:
+    """How many layers may be under way at once, at most `workers`, so that their buffers fit into memory together.
+
+    Raises:
+        PlanError: Not even one worker's do.
+        ConfigError: The environment allows something that is no size.
+    """
+    needed = _estimate_host(plan, device)
+    allowed, available = allowed_bytes(), available_bytes()
+    room = min((each for each in (allowed, available) if each is not None), default=None)
+    if room is None or needed == 0:
+        return workers
+    if needed > room:
+        raise PlanError(
+            "there is too little memory for this merge.",
+            why=f"one layer under way takes {needed:,} bytes of buffers, and {room:,} are "
+            f"{f'allowed by {LIMIT}' if room == allowed else 'available'}.",
+            remedy=f"raise {LIMIT}." if room == allowed else "end other programs, or use a machine with more memory.",
+        )
+    return min(workers, room // needed)
+
+
+def _estimate_host(plan: MergePlan, device: str) -> int:
+    """Bytes of one worker's buffers in main memory: on a GPU only what files are read into."""
+    return estimate_buffers(plan) if device == "cpu" else WIDEST * BLOCK_ELEMENTS[device]
 
 
 def reads_ahead(source: Source, block: int) -> bool:

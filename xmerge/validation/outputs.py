@@ -63,6 +63,7 @@ def validate(staged: Path, plan: MergePlan, results: Sequence[LayerResult], *, t
         *check_total_size(staged, model.checkpoint),
         *_check_nonfinite(plan, results),
         *_check_biases(plan, results),
+        *_tell_notes(results),
     )
     foreign = sum(finding.code == "foreign_tensor" for finding in findings)
     tensors = model.checkpoint.tensors.values()
@@ -96,6 +97,17 @@ def _tell_links(staged: Path) -> str:
     shards = list(staged.glob("*.safetensors"))
     copied = sum(shard.stat().st_nlink == 1 for shard in shards)
     return f"{copied} of {len(shards)} copied, because they could not be linked" if copied else "linked"
+
+
+def _tell_notes(results: Sequence[LayerResult]) -> Iterator[Finding]:
+    for result in results:
+        for note in result.notes:
+            yield Finding(
+                code="out_of_memory",
+                text=f"{result.label}: {note}.",
+                remedy="use fewer workers, or another device; the last digits of what was merged there may differ.",
+                severity="warning",
+            )
 
 
 def _check_nonfinite(plan: MergePlan, results: Sequence[LayerResult]) -> Iterator[Finding]:

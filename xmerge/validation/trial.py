@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import re
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from xmerge.interrupt import check_stop
+from xmerge.memory import available_bytes
 from xmerge.validation.findings import Finding, ValidationReport
 
 LARGEST_BYTES = 4 * 2**30
@@ -102,16 +102,7 @@ def _why_not(folder: Path) -> str | None:
     if importlib.util.find_spec("transformers") is None:
         return "transformers is not installed (pip install 'xmerge[check]')"
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    room = min(LARGEST_BYTES, _available_memory() // 2)
+    room = min(LARGEST_BYTES, (available_bytes() or 2 * LARGEST_BYTES) // 2)
     if size > room:
         return f"{size:,} bytes are more than the {room:,} that a trial may take here"
     return None
-
-
-def _available_memory() -> int:
-    """Bytes that can be taken without swapping; unlimited where the system does not say."""
-    try:
-        match = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(encoding="utf-8"))
-    except OSError:
-        match = None
-    return int(match[1]) * 1024 if match else LARGEST_BYTES * 2
