@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
+from urllib.parse import unquote
 
 from xmerge import hub
 from xmerge.checkpoints import Checkpoint, Shard, read_checkpoint
@@ -41,6 +43,10 @@ def locate_model(reference: ModelReference, config_folder: Path | None = None) -
             remedy="merge the adapter first (peft: model.merge_and_unload()), save it, and name the folder.",
         )
     path, revision = reference.model.path, reference.model.revision
+    if hub.is_url(path):
+        # In an address, the '/' of a ref such as refs/pr/1 may be written %2F.
+        repo, revision = hub.repo_of_url(path), revision and unquote(revision)
+        return _locate_on_hub(reference, repo, hub.pin_revision(repo, revision))
     folder = _find_folder(path, config_folder)
     if folder is not None:
         if revision:
@@ -69,7 +75,11 @@ def locate_model(reference: ModelReference, config_folder: Path | None = None) -
     except HubError as error:
         why = f"{error.why or ''} There is no folder '{path}' here either.".strip()
         raise type(error)(error.what, where=error.where, why=why, remedy=error.remedy) from None
-    return Location(reference=str(reference), label=path, repo=path, commit=commit)
+    return _locate_on_hub(reference, path, commit)
+
+
+def _locate_on_hub(reference: ModelReference, repo: str, commit: str) -> Location:
+    return Location(reference=str(reference), label=repo, repo=repo, commit=commit)
 
 
 def read_model(location: Location) -> Checkpoint:

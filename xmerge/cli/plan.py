@@ -9,6 +9,7 @@ import click
 
 from xmerge.cli.screen import print_plan
 from xmerge.planning import MergePlan, summarize_plan
+from xmerge.planning.downloads import FETCH_MODES, Download, list_downloads
 
 
 @click.command()
@@ -46,6 +47,21 @@ def describe_plan(made: MergePlan) -> dict[str, object]:
         "bytes_read": sum(layer.bytes_read for layer in made.layers),
         "bytes_copied": sum(layer.bytes_copied for layer in made.layers),
         "bytes_written": made.bytes_written,
+        "downloads": [describe_download(made, each) for each in list_downloads(made)],
         "summary": dict(summarize_plan(made)),
         **data,
+    }
+
+
+def describe_download(made: MergePlan, download: Download) -> dict[str, object]:
+    """A shard on the Hub that a merge reads, as data: its size, and the bytes that each way would fetch."""
+    model = made.models[download.model]
+    return {
+        "repo": model.repo,
+        "commit": model.commit,
+        "file": download.file,
+        "bytes": download.size,
+        "bytes_used": download.used,
+        "cached": download.cached,
+        "bytes_fetched": {mode: download.bytes_fetched(mode) for mode in FETCH_MODES},
     }

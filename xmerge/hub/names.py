@@ -11,6 +11,7 @@ _PART = r"\b[\w\-.]{1,96}\b"
 _REPO_ID = re.compile(rf"({_PART}/)?{_PART}", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHARD = re.compile(r"\w[\w.+-]{0,199}\.safetensors", re.ASCII)
+_URL = "hf://"
 _REF = re.compile(r"\w[\w.+-]*(/\w[\w.+-]*)*", re.ASCII)
 
 
@@ -18,6 +19,28 @@ def is_repo_id(text: str) -> bool:
     """Whether a text can name a repository: `org/name`, or a legacy `name`, by the Hub's own rules."""
     named = _REPO_ID.fullmatch(text) is not None
     return named and "--" not in text and ".." not in text and not text.endswith(".git")
+
+
+def is_url(text: str) -> bool:
+    """Whether a text is an address on the Hub, whatever lies there: `hf://...`."""
+    return text.startswith(_URL)
+
+
+def repo_of_url(url: str) -> str:
+    """The repository that `hf://org/name` or `hf://models/org/name` names.
+
+    Raises:
+        HubError: It names something else: a data set, a space, or a file.
+    """
+    repo = url.removeprefix(_URL).removeprefix("models/").removesuffix("/")
+    if not is_repo_id(repo):
+        raise HubError(
+            "this is not the address of a model on the Hub.",
+            where=url,
+            why="a merge reads whole models, not data sets, spaces or single files.",
+            remedy="write hf://org/name, or hf://org/name@revision.",
+        )
+    return repo
 
 
 def is_commit(text: str) -> bool:

@@ -8,6 +8,7 @@ from itertools import groupby
 from typing import get_args
 
 from xmerge.methods import find_method
+from xmerge.planning.downloads import list_downloads
 from xmerge.planning.memory import estimate_buffers
 from xmerge.planning.plan import Decision, LayerPlan, MergePlan, TensorPlan
 
@@ -33,9 +34,6 @@ def summarize_plan(plan: MergePlan) -> list[tuple[str, str]]:
     tensors = plan.tensors
     counts = Counter(tensor.decision for tensor in tensors)
     told = ", ".join(f"{counts[decision]} {decision}" for decision in get_args(Decision) if counts[decision])
-    download = [
-        size for model in plan.models if model.repo for file, size, _, _ in model.shards if file in set(model.files)
-    ]
     return [
         ("tensors", f"{len(tensors)}: {told}"),
         ("layers", str(sum(layer.index is not None for layer in plan.layers))),
@@ -45,7 +43,7 @@ def summarize_plan(plan: MergePlan) -> list[tuple[str, str]]:
         ("written", show_bytes(plan.bytes_written)),
         ("disk needed", show_bytes(plan.bytes_written)),
         ("memory", f"{show_bytes(estimate_buffers(plan))} of buffers for each worker on a CPU, beside torch itself"),
-        *([("download", f"{show_bytes(sum(download))}, less what is in the cache")] if download else []),
+        *_tell_downloads(plan),
         ("fingerprint", plan.fingerprint),
     ]
 
@@ -87,6 +85,20 @@ def tell_layers(numbers: Iterable[int]) -> str:
     """`layers 0-3, 7`, or `layer 7`."""
     told = show_ranges(numbers)
     return f"layer {told}" if told.isdigit() else f"layers {told}"
+
+
+def _tell_downloads(plan: MergePlan) -> Iterator[tuple[str, str]]:
+    """For each model on the Hub, what a merge would fetch of it, and of which files."""
+    for index, downloads in groupby(list_downloads(plan), key=lambda each: each.model):
+        shards = list(downloads)
+        missing = [each for each in shards if not each.cached]
+        told = [show_bytes(sum(each.bytes_fetched("auto") for each in missing))]
+        for words, whole in (("all of", True), ("tensors of", False)):
+            files = [each.file for each in missing if each.is_fetched_whole("auto") is whole]
+            more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+            told += [f"{words} {', '.join(files[:3])}{more}"] if files else []
+        told += [f"{len(shards) - len(missing)} of {len(shards)} files are in the cache"] if missing != shards else []
+        yield f"download of {plan.models[index].label}", "; ".join(told)
 
 
 def _treatment(plan: MergePlan, tensor: TensorPlan) -> Row:
