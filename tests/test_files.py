@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,9 +13,23 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.faults import fail_with
-from xmerge import disk
+from tests.small_merges import list_tree
+from xmerge import disk, files
 from xmerge.errors import Interrupted
-from xmerge.files import copy_file, free_bytes, link_or_copy, replace_text, storage_error, write_text
+from xmerge.files import (
+    copy_file,
+    free_bytes,
+    hash_open,
+    link_or_copy,
+    make_folders,
+    open_file,
+    read_bytes,
+    remove_tree,
+    replace_text,
+    storage_error,
+    sync_folder,
+    write_text,
+)
 from xmerge.interrupt import clear_stop, request_stop
 
 
@@ -99,3 +115,77 @@ def test_a_file_system_that_does_not_say_is_not_taken_for_full(tmp_path, monkeyp
     assert free_bytes(tmp_path / "nothing") is None
     monkeypatch.setattr(disk, "statvfs", lambda _: SimpleNamespace(f_blocks=0, f_bavail=0, f_frsize=1))
     assert free_bytes(tmp_path) is None
+
+
+@given(content=st.binary(max_size=300), most=st.none() | st.integers(0, 400))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_digest_of_a_file_is_that_of_its_bytes(tmp_path, content, most):
+    """Whole or in its first bytes, however few are read at a time."""
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    with pytest.MonkeyPatch.context() as patch, open_file(path) as descriptor:
+        patch.setattr(files, "COPY_BYTES", 7)
+        first = content[:most]
+        assert hash_open(descriptor, most) == (len(first), hashlib.sha256(first).hexdigest())
+        assert read_bytes(path, most) == first
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_that_cannot_sync_a_folder_is_no_fault(tmp_path, monkeypatch, number):
+    """Some network file systems have no such call; a disk that fails at it is told all the same."""
+    monkeypatch.setattr(disk, "fsync", fail_with(number))
+    sync_folder(tmp_path)
+    monkeypatch.setattr(disk, "fsync", fail_with(errno.EIO))
+    with pytest.raises(OSError, match="Input/output"):
+        sync_folder(tmp_path)
+
+
+def test_folders_are_made_with_those_above_them_and_no_others(tmp_path):
+    """What is there stays; what is in the way, or cannot be made, is an error and not a loop."""
+    make_folders(tmp_path / "a" / "b" / "c")
+    make_folders(tmp_path / "a" / "b" / "c")
+    assert (tmp_path / "a" / "b" / "c").is_dir()
+    (tmp_path / "file").write_text("")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
+    for name in ("file", "file/below", "dangling"):
+        with pytest.raises(OSError, match=r"File exists|Not a directory"):
+            make_folders(tmp_path / name)
+    with pytest.raises(FileNotFoundError):
+        make_folders(Path("/proc/nothing/here"))
+
+
+def test_of_a_link_in_a_removed_folder_only_the_link_goes(tmp_path):
+    """A folder goes with all in it, and nothing goes that is elsewhere."""
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "file").write_text("")
+    (tmp_path / "gone" / "deep").mkdir(parents=True)
+    (tmp_path / "gone" / "deep" / "file").write_text("")
+    (tmp_path / "gone" / "link").symlink_to(tmp_path / "kept")
+    remove_tree(tmp_path / "gone")
+    remove_tree(tmp_path / "nothing")
+    assert list_tree(tmp_path) == ["kept", "kept/file"]
+
+
+def test_what_cannot_be_removed_does_not_keep_the_rest(tmp_path, monkeypatch):
+    """One file that stays is no reason for the others to stay."""
+    for name in "abc":
+        (tmp_path / "gone" / name).mkdir(parents=True)
+        (tmp_path / "gone" / name / "file").write_text("")
+    real = disk.unlink
+    monkeypatch.setattr(disk, "unlink", lambda path: (fail_with(13) if path.parent.name == "b" else real)(path))
+    remove_tree(tmp_path / "gone")
+    assert list_tree(tmp_path) == ["gone", "gone/b", "gone/b/file"]
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS])
+def test_a_large_copy_takes_its_space_first_where_that_can_be(tmp_path, monkeypatch, number):
+    """A full disk is known before a byte is copied; a file system that reserves nothing gets the copy all the same."""
+    (tmp_path / "source").write_bytes(b"weights" * 10)
+    monkeypatch.setattr(files, "COPY_BYTES", 16)
+    monkeypatch.setattr(disk, "allocate", fail_with(number))
+    copy_file(tmp_path / "source", tmp_path / "copied")
+    assert (tmp_path / "copied").read_bytes() == b"weights" * 10
+    monkeypatch.setattr(disk, "allocate", fail_with(errno.ENOSPC))
+    with pytest.raises(OSError, match="No space left"):
+        copy_file(tmp_path / "source", tmp_path / "full")
+    assert (tmp_path / "full").read_bytes() == b""

@@ -147,6 +147,19 @@ def test_a_flipped_bit_in_a_finished_output_is_told_and_not_passed_over(tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_flipped_bit_is_told_also_where_a_killed_run_left_its_work_folder(tmp_path, models, plan):
+    """What another run may have finished while its lock was waited for is read like any other output."""
+    run(models, tmp_path / "out")
+    (tmp_path / "out" / "config.json").write_text("{}")
+    (tmp_path / ".out.xmerge").mkdir()
+    with (
+        pytest.raises(OutputExistsError, match=r"has lost or changed config\.json"),
+        open_work_folder(tmp_path / "out", plan),
+    ):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_a_changed_tokenizer_in_a_finished_output_is_told(tmp_path, models, plan):
     """What goes along from the base is compared too, where the plan knows what it was."""
     run(models, tmp_path / "out")
