@@ -23,6 +23,7 @@ from prefect.utilities.annotations import opaque
 from pydantic import Field
 
 from flows.reporting import RunWatch, current_watch
+from flows.secrets import token_from_block
 from flows.steps import MergeSteps
 from tasks.artifacts import try_to_show
 from tasks.map import map_slices
@@ -30,6 +31,7 @@ from tasks.markdown import show_plain
 from tasks.recipes import Recipe, read_recipe
 from tasks.resolve import resolve_architecture
 from xmerge.errors import Interrupted
+from xmerge.hub.faults import quiet_loggers
 from xmerge.interrupt import clear_stop, request_stop
 from xmerge.planning import MergePlan
 from xmerge.planning.downloads import FetchMode
@@ -73,11 +75,13 @@ def merge_models(
     watch = current_watch()
     watch.flow_run_id = str(_run_id())
     clear_stop()
+    quiet_loggers()
     with _others_stop_on_failure():
         try:
             given = read_recipe(recipe, seed)
             place, kept = Path(out), Path(store) if store else None
-            watch.outcome = _merge(watch, given, place, kept, device, workers, trial, fetch)
+            with token_from_block():
+                watch.outcome = _merge(watch, given, place, kept, device, workers, trial, fetch)
         except Interrupted as error:
             watch.failure = error
             return Cancelled(name="Interrupted", message=str(error))

@@ -24,7 +24,7 @@ _SECRETS = (
     (re.compile(r"\b(hf|api_org)_[A-Za-z0-9]{6,}"), r"\1_(removed)"),
     (re.compile(r"(?i)\bbearer\s+\S+"), "Bearer (removed)"),
 )
-_HTTP_LOGGERS = ("httpx", "httpx2", "httpcore", "httpcore2")
+_HTTP_LOGGERS = ("httpx", "httpx2", "httpcore", "httpcore2", "urllib3", "huggingface_hub")
 _CLIENT_LOGGERS = ("huggingface_hub.file_download", "huggingface_hub.utils._http", "huggingface_hub._snapshot_download")
 
 
@@ -71,7 +71,8 @@ def quiet_loggers() -> None:
     """Keep request URLs, which are credentials where they are signed, out of every log."""
     for name in _HTTP_LOGGERS:
         logger = logging.getLogger(name)
-        if logger.getEffectiveLevel() < logging.WARNING:
+        # Also where it says more only later, when the root logger does.
+        if logger.level < logging.WARNING:
             logger.setLevel(logging.WARNING)
     for name in _CLIENT_LOGGERS:
         logging.getLogger(name).addFilter(_remove_secrets)
