@@ -31,8 +31,8 @@ def test_the_output_holds_what_a_model_needs_and_what_was_done(tmp_path, models)
     """Weights, index, config, tokenizer, card, configuration and provenance; nothing else of the base's folder."""
     run(models, tmp_path / "out")
     assert list_tree(tmp_path / "out") == sorted([
-        "README.md", "config.json", "model.safetensors.index.json", "provenance.json", "tokenizer.json",
-        "xmerge_config.yml", *[f"model-0000{n}-of-00006.safetensors" for n in range(1, 7)],
+        "README.md", "config.json", "distance_from_base.png", "model.safetensors.index.json", "provenance.json",
+        "tokenizer.json", "xmerge_config.yml", *[f"model-0000{n}-of-00006.safetensors" for n in range(1, 7)],
     ])  # fmt: skip
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     weights = load_weights(tmp_path / "out")

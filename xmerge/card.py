@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xmerge.architecture.differences import CLASS_NAMES
+from xmerge.distances import PICTURE_NAME, Cell, choose_rows, list_cells, measure_distance
 from xmerge.files import write_text
+from xmerge.licences import NO_ADVICE, link_licence, tell_licence
 from xmerge.lost_biases import list_bias_losses
 from xmerge.planning.plan import MergePlan
 from xmerge.planning.table import PLAN_COLUMNS, draw_plan, show_ranges
 from xmerge.provenance import CONFIG_COPY_NAME, PROVENANCE_NAME, tell_from_output
+from xmerge.source_cards import CARD_NAME
 
 if TYPE_CHECKING:
     from xmerge.config import MergeConfig
     from xmerge.engine.results import LayerResult
 
-CARD_NAME = "README.md"
 _ESCAPES = str.maketrans({sign: f"&#{ord(sign)};" for sign in "&<>|`"} | {sign: f"\\{sign}" for sign in "\\*_[]#~$"})
 
 
@@ -35,19 +38,23 @@ def draw_card(plan: MergePlan, config: MergeConfig, results: Sequence[LayerResul
             *_draw_metadata(plan),
             f"# {escape(plan.title)}",
             "",
+            *_draw_display(plan),
             *_draw_summary(plan),
             "## What came from where",
             "",
             *_draw_treatment(plan),
             *_draw_layer_map(plan),
             *_draw_losses(plan, config, results),
-            *_draw_perturbation(plan, results),
+            *_draw_distances(plan, results),
+            *_draw_licences(plan),
             "## How to make it again",
             "",
             *_draw_recipe(config),
             "",
             f"`xmerge merge {CONFIG_COPY_NAME} OUT{_show_seed(config)}`, plan fingerprint `{plan.fingerprint}`.",
-            f"`{PROVENANCE_NAME}` says for every tensor what was done to it, and has the digest of every shard.",
+            f"Made with xmerge {metadata.version('xmerge')} and random seed {config.random_seed}.",
+            *_draw_commits(plan),
+            f"`{PROVENANCE_NAME}` says for every tensor what was done to it, and has the digest of every other file.",
             "",
             "## Limits",
             "",
@@ -92,18 +99,35 @@ def _show_seed(config: MergeConfig) -> str:
 
 
 def _draw_metadata(plan: MergePlan) -> Iterator[str]:
-    repos = [model.repo for model in plan.models if model.repo]
+    """What the Hub reads: JSON texts are YAML's too, and nothing in them has another meaning."""
+    cards, licensing = [model.card for model in plan.models], plan.licensing
+    target = plan.models[plan.target].card
     yield "---"
+    repos = [model.repo for model in plan.models if model.repo]
     if repos:
-        yield "base_model:"
-        yield from (f"- {json.dumps(repo)}" for repo in repos)
+        yield from _draw_list("base_model", repos)
         yield "base_model_relation: merge"
     yield "library_name: transformers"
-    yield "pipeline_tag: text-generation"
-    yield "tags:"
-    yield "- merge"
-    yield "- xmerge"
+    yield f"pipeline_tag: {json.dumps(target.pipeline_tag or 'text-generation')}"
+    yield from _draw_list("language", [each for card in cards for each in card.languages])
+    yield from _draw_list("datasets", [each for card in cards for each in card.datasets])
+    said = {"license": licensing.licence, "license_name": licensing.name, "license_link": licensing.link}
+    yield from (f"{key}: {json.dumps(value)}" for key, value in said.items() if value)
+    yield from _draw_list("tags", ["merge", "xmerge"])
     yield "---"
+
+
+def _draw_list(key: str, values: Sequence[str]) -> Iterator[str]:
+    if values:
+        yield f"{key}:"
+        yield from (f"- {json.dumps(value)}" for value in dict.fromkeys(values))
+
+
+def _draw_display(plan: MergePlan) -> Iterator[str]:
+    """The words that licences want to be seen."""
+    for words in plan.licensing.display:
+        yield f"**{words}**"
+        yield ""
 
 
 def _draw_summary(plan: MergePlan) -> Iterator[str]:
@@ -177,23 +201,65 @@ def _draw_losses(plan: MergePlan, config: MergeConfig, results: Sequence[LayerRe
         yield ""
 
 
-def _draw_perturbation(plan: MergePlan, results: Sequence[LayerResult]) -> Iterator[str]:
-    """For each merged component the range of cosines to the base: what the parameters have really done."""
-    measured: dict[str, list[tuple[float, float]]] = {}
+def _draw_distances(plan: MergePlan, results: Sequence[LayerResult]) -> Iterator[str]:
+    """What the parameters have really done: for each merged component, how far its tensors are from the base's."""
+    measured: dict[str, list[tuple[float, float, float]]] = {}
     for layer, result in zip(plan.layers, results, strict=True):
         for tensor, outcome in zip(layer.tensors, result.tensors, strict=True):
-            if outcome.cosine is not None and outcome.norm_ratio is not None:
-                measured.setdefault(tensor.component, []).append((outcome.cosine, outcome.norm_ratio))
+            distance = measure_distance(outcome)
+            if distance is not None and outcome.cosine is not None and outcome.norm_ratio is not None:
+                measured.setdefault(tensor.component, []).append((distance, outcome.cosine, outcome.norm_ratio))
     if not measured:
         return
     yield "## How far from the base"
     yield ""
-    rows = [
-        (component, _range([c for c, _ in values]), _range([r for _, r in values]))
-        for component, values in measured.items()
-    ]
-    yield from draw_table(("component", "cosine to the base", "norm over the base's"), rows)
+    rows = [(component, *map(_range, zip(*values, strict=True))) for component, values in measured.items()]
+    yield from draw_table(("component", "distance", "cosine to the base", "norm over the base's"), rows)
     yield ""
+    yield "Distance: the norm of what was changed over the norm of the base's tensor."
+    yield ""
+    yield f"![The distance of every component in every layer]({PICTURE_NAME})"
+    yield ""
+    yield from _tell_picture(list_cells(plan, results))
+
+
+def _tell_picture(cells: Mapping[str, Mapping[int, Cell]]) -> Iterator[str]:
+    left_out = len(cells) - len(choose_rows(cells))
+    more = f" {left_out} more components are not drawn." if left_out else ""
+    yield (
+        "A column for each layer, in the order of the shards; grey: the base's; orange: a donor's, not compared with "
+        f"the base; of several tensors in one place the farthest counts.{more}"
+    )
+    yield ""
+
+
+def _draw_licences(plan: MergePlan) -> Iterator[str]:
+    """Whose words are to be kept to, where anything is known of them."""
+    licensing = plan.licensing
+    yield "## Licences"
+    yield ""
+    for model in plan.models:
+        link = link_licence(model.card)
+        # Of an address nothing is left that could end it: the form of links is checked where cards are read.
+        yield f"- {escape(model.label)}: {escape(tell_licence(model.card))}{f', <{link}>' if link else ''}"
+    conflicts = [f"Forbids this merge to be passed on: {conflict.text}." for conflict in licensing.conflicts]
+    unnamed = [f"{model.label} names no licence: ask its authors." for model in plan.models if not model.card.licence]
+    unread = [f"{model.label}, {text}." for model in plan.models for text in model.card.unread]
+    copies = [
+        f"{notice.copy_name} is the file {notice.file} of {plan.models[notice.model].label}." for notice in plan.notices
+    ]
+    lines = [*conflicts, *licensing.duties, *unnamed, *unread, *copies]
+    yield from (f"- {escape(line)}" for line in lines)
+    yield ""
+    yield NO_ADVICE
+    yield ""
+
+
+def _draw_commits(plan: MergePlan) -> Iterator[str]:
+    """The commits that branches of the configuration stood at."""
+    pinned = [f"`{model.repo}@{model.commit}`" for model in plan.models if model.repo]
+    if pinned:
+        yield f"The commits it was made from: {', '.join(pinned)}."
 
 
 def _draw_limits(plan: MergePlan) -> Iterator[str]:

@@ -40,6 +40,7 @@ class Conflict(Value):
     licence: str
     """Its identifier, by which a recipe acknowledges it."""
     text: str
+    link: str
 
 
 class Verdict(Value):
@@ -54,8 +55,18 @@ class Verdict(Value):
     conflicts: tuple[Conflict, ...] = ()
     begins: tuple[str, ...] = ()
     """What the name of a published merge is to begin with."""
+    display: tuple[str, ...] = ()
+    """Words that are to be shown beside it."""
     duties: tuple[str, ...] = ()
     """What is to be done when it is passed on, in words."""
+
+
+class LicenceRecord(Value):
+    """What an output keeps of the licences it came under, for whoever publishes it later."""
+
+    verdict: Verdict
+    acknowledged: tuple[str, ...] = ()
+    """By the recipe."""
 
 
 class Notice(Value):
@@ -97,6 +108,7 @@ def judge_licences(cards: Sequence[SourceCard]) -> Verdict:
         carries_over=carries_over,
         conflicts=tuple(_list_conflicts(list(known.values()), alone=len(identities) == 1)),
         begins=tuple(sorted({each.begins for each in known.values() if each.begins}, key=len, reverse=True)[:1]),
+        display=tuple(sorted({each.display for each in known.values() if each.display})),
         duties=tuple(_list_duties(list(known.values()))),
     )
 
@@ -152,7 +164,7 @@ def _list_conflicts(known: Sequence[Licence], *, alone: bool) -> Iterator[Confli
         closed = [each for each in others if each.kind != "permissive"]
         hit = {"all": True, "other": not alone, "closed": bool(closed)}.get(licence.refuses or "", False)
         if hit:
-            yield Conflict(licence=licence.id, text=f"{licence.name}: {licence.because} ({licence.link}).")
+            yield Conflict(licence=licence.id, text=f"{licence.name}: {licence.because}", link=licence.link)
 
 
 def _list_duties(known: Sequence[Licence]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,11 +12,14 @@ from xmerge import disk, hub
 from xmerge.card import write_card
 from xmerge.checkpoints.checkpoint import INDEX_NAME
 from xmerge.config import MergeConfig
+from xmerge.distances import write_picture
 from xmerge.engine.reading import list_files, tell_change
 from xmerge.engine.results import LayerResult, SourceStamp
 from xmerge.errors import CheckpointError, OutputExistsError, SourceChangedError
 from xmerge.files import (
     digest_files,
+    encode,
+    hash_file,
     read_bytes,
     remove_tree,
     storage_error,
@@ -26,8 +30,8 @@ from xmerge.files import (
 )
 from xmerge.finished import draw_texts
 from xmerge.interrupt import check_stop
-from xmerge.planning.plan import MergePlan
-from xmerge.provenance import CONFIG_COPY_NAME, build_provenance, write_provenance
+from xmerge.planning.plan import MergePlan, PlannedModel
+from xmerge.provenance import CONFIG_COPY_NAME, build_provenance, list_digests, read_provenance, write_provenance
 from xmerge.reservation import release_space
 from xmerge.sources import Location, metadata_folder
 from xmerge.values import Value
@@ -41,6 +45,8 @@ class Publication(Value):
     repo: str | None = None
     commit: str | None = None
     url: str | None = None
+    uploaded: bool = False
+    """Whether anything was uploaded, which is not so where all of it was there already."""
 
 
 def assemble(plan: MergePlan, config: MergeConfig, results: Sequence[LayerResult], work: WorkFolder) -> Path:
@@ -67,6 +73,7 @@ def assemble(plan: MergePlan, config: MergeConfig, results: Sequence[LayerResult
             check_stop()
             work.store.give(result, staged / plan.shard_name(index))
         _copy_side_files(staged, plan)
+        _copy_notices(staged, plan)
         _write_texts(staged, plan, config, results)
         write_index(staged, plan)
         for name in sorted(disk.listdir(staged)):
@@ -117,8 +124,11 @@ def upload(folder: Path, config: MergeConfig, plan: MergePlan) -> Publication:
         private=target.visibility == "private",
         branch=target.branch,
         message=f"xmerge: {plan.title} ({plan.fingerprint[:12]})",
+        digests=list_digests(read_provenance(folder) or {}),
     )
-    return Publication(folder=folder, repo=uploaded.repo, commit=uploaded.commit, url=uploaded.url)
+    return Publication(
+        folder=folder, repo=uploaded.repo, commit=uploaded.commit, url=uploaded.url, uploaded=uploaded.changed
+    )
 
 
 def _write_texts(staged: Path, plan: MergePlan, config: MergeConfig, results: Sequence[LayerResult]) -> None:
@@ -127,26 +137,47 @@ def _write_texts(staged: Path, plan: MergePlan, config: MergeConfig, results: Se
             write_text(staged / name, drawn)
     text = config.source.text or json.dumps(config.model_dump(mode="json"), indent=2) + "\n"
     write_text(staged / CONFIG_COPY_NAME, text)
-    write_provenance(staged, build_provenance(plan, config, results))
     write_card(staged, plan, config, results)
+    write_picture(staged, plan, results)
+    write_provenance(staged, build_provenance(plan, config, results, _digest_small_files(staged, plan)))
 
 
 def _copy_side_files(staged: Path, plan: MergePlan) -> None:
     target = plan.models[plan.target]
-    location = Location(
-        reference=target.reference, label=target.label, folder=target.folder, repo=target.repo, commit=target.commit
-    )
-    folder = metadata_folder(location)
     for name in plan.side_files:
-        try:
-            data = read_bytes(folder / name)
-        except FileNotFoundError as error:
-            raise _changed(f"{target.label}/{name} is gone") from error
-        except OSError as error:
-            raise CheckpointError(f"{target.label}/{name} cannot be read: {error.strerror}.") from error
-        write_bytes(staged / name, data)
+        write_bytes(staged / name, _read_source_file(target, name))
     if digest_files(staged, plan.side_files) != plan.side_files_digest:
         raise _changed(f"of {target.label}, {', '.join(plan.side_files)} are not what they were")
+
+
+def _copy_notices(staged: Path, plan: MergePlan) -> None:
+    """The licence texts of the models, each as it was when the plan was made."""
+    for notice in plan.notices:
+        model = plan.models[notice.model]
+        data = _read_source_file(model, notice.file)
+        if hashlib.sha256(data).hexdigest() != notice.sha256:
+            raise _changed(f"{model.label}/{notice.file} is not what it was")
+        write_bytes(staged / notice.copy_name, data)
+
+
+def _read_source_file(model: PlannedModel, name: str) -> bytes:
+    location = Location(
+        reference=model.reference, label=model.label, folder=model.folder, repo=model.repo, commit=model.commit
+    )
+    try:
+        return read_bytes(metadata_folder(location, (name,)) / name)
+    except FileNotFoundError as error:
+        raise _changed(f"{model.label}/{name} is gone") from error
+    except OSError as error:
+        raise CheckpointError(f"{model.label}/{name} cannot be read: {error.strerror}.") from error
+
+
+def _digest_small_files(staged: Path, plan: MergePlan) -> dict[str, str]:
+    """File -> SHA-256 of all that lies beside the shards; the index is drawn already and written last."""
+    shards = {plan.shard_name(index) for index in range(len(plan.layers))}
+    names = [name for name in sorted(disk.listdir(staged)) if name not in shards]
+    index = hashlib.sha256(encode(draw_texts(plan)[INDEX_NAME])).hexdigest()
+    return {**{name: hash_file(staged / name)[1] for name in names}, INDEX_NAME: index}
 
 
 def _refuse_mixture(plan: MergePlan, results: Sequence[LayerResult]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from xmerge.checkpoints.checkpoint import read_json_object
 from xmerge.checkpoints.untrusted import LARGE, is_plain_shard_name
 from xmerge.errors import CheckpointError
 from xmerge.files import write_text
+from xmerge.licences import LicenceRecord
 from xmerge.planning.plan import ENGINE_VERSION, MergePlan, Source, TensorPlan
 
 if TYPE_CHECKING:
@@ -23,8 +24,17 @@ CONFIG_COPY_NAME = "xmerge_config.yml"
 """The configuration as it was given, in the output."""
 
 
-def build_provenance(plan: MergePlan, config: MergeConfig, results: Sequence[LayerResult]) -> dict[str, Any]:
-    """Everything that made this output, and nothing of when and where: the same merge gives the same text."""
+def build_provenance(
+    plan: MergePlan, config: MergeConfig, results: Sequence[LayerResult], files: Mapping[str, str]
+) -> dict[str, Any]:
+    """Everything that made this output, and nothing of when and where: the same merge gives the same text.
+
+    Args:
+        plan: The plan.
+        config: The configuration as it was given.
+        results: One for each layer of the plan, in its order.
+        files: SHA-256 of what lies beside the shards.
+    """
     return {
         "xmerge": metadata.version("xmerge"),
         "engine": ENGINE_VERSION,
@@ -45,6 +55,7 @@ def build_provenance(plan: MergePlan, config: MergeConfig, results: Sequence[Lay
                     for file, size, digest, _ in model.shards
                 ],
                 "foreign": list(model.dropped),
+                "card": model.card.model_dump(mode="json"),
             }
             for model in plan.models
         ],
@@ -55,6 +66,10 @@ def build_provenance(plan: MergePlan, config: MergeConfig, results: Sequence[Lay
             {"file": plan.shard_name(index), "layer": result.label, "bytes": result.bytes, "sha256": result.sha256}
             for index, result in enumerate(results)
         ],
+        "files": dict(files),
+        "licences": LicenceRecord(
+            verdict=plan.licensing, acknowledged=config.publish.acknowledge if config.publish else ()
+        ).model_dump(mode="json"),
         "tensors": {
             tensor.name: _describe_tensor(plan, tensor, outcome)
             for layer, result in zip(plan.layers, results, strict=True)
@@ -84,6 +99,11 @@ def read_provenance(folder: Path) -> dict[str, Any] | None:
     if not isinstance(provenance.get("plan_fingerprint"), str) or not isinstance(shards, list):
         return None
     return provenance if all(_is_shard(shard) for shard in shards) else None
+
+
+def list_digests(provenance: Mapping[str, Any]) -> dict[str, str]:
+    """File -> SHA-256 of every shard, which is what verifying has compared."""
+    return {shard["file"]: shard["sha256"] for shard in provenance.get("shards", ())}
 
 
 def _is_shard(stated: Any) -> bool:

@@ -49,7 +49,7 @@ REFUSED = {
     "a built-in template": (SLERP + "chat_template: chatml\n", 2, "line 8: chat_template", "Jinja"),
     "a dtype by another name": (SLERP + "dtype: fp16\n", 2, "line 8: dtype", "bfloat16, float16, float32"),
     "a packed dtype": (SLERP + "out_dtype: float8\n", 2, "line 8: out_dtype", "bfloat16, float16, float32"),
-    "a token in a recipe": (SLERP + "publish: {repo: a/b, token: x}\n", 2, "publish.token", "valid here: branch, repo"),
+    "a token in a recipe": (SLERP + "publish: {repo: a/b, token: x}\n", 2, "publish.token", "valid here: acknowledge, branch, repo"),
     "a public secret": (SLERP + "publish: {repo: a/b, visibility: secret}\n", 2, "publish.visibility", "'private'"),
     "no as a word": (SLERP + "on_mismatch: no\n", 2, "line 8: on_mismatch", "'error' or 'base'"),
     "a key twice": (SLERP + "parameters:\n  t: 1\n", 2, "line 8: parameters", "keep one"),

@@ -110,9 +110,16 @@ def _merge_as_flow(config: Path, out: Path, reporter: LineReporter | BarReporter
 
 def _tell(outcome: dict[str, Any]) -> str:
     publication = outcome["publication"]
+    published = _tell_publication(publication)
     if outcome["report"] is None:
-        return f"{publication['folder']} is there already and is this very merge: nothing to do."
-    lines = [f"shards: {outcome['layers']}, {outcome['reused']} of them from an earlier run"]
-    if publication["url"]:
-        lines.append(f"published: {publication['url']}")
+        there = f"{publication['folder']} is there already and is this very merge"
+        return "\n".join([f"{there}: nothing to merge." if published else f"{there}: nothing to do.", *published])
+    lines = [f"shards: {outcome['layers']}, {outcome['reused']} of them from an earlier run", *published]
     return "\n".join([*lines, f"done: {publication['folder']}"])
+
+
+def _tell_publication(publication: dict[str, Any]) -> list[str]:
+    if not publication["url"]:
+        return []
+    told = "published" if publication["uploaded"] else "nothing to upload, all of it is there already"
+    return [f"{told}: {publication['url']}"]

@@ -14,17 +14,24 @@ from xmerge.cli.screen import print_report
 @click.argument("repo")
 @click.option("--public", is_flag=True, help="Create the repository public; default: private.")
 @click.option("--revision", metavar="BRANCH", help="Upload to this branch instead of the main one.")
-def publish(folder: Path, repo: str, public: bool, revision: str | None) -> None:
-    """Verify the checkpoint in DIR and upload it to REPO (org/name) on the Hub."""
-    from xmerge import hub
-    from xmerge.provenance import read_provenance
+@click.option(
+    "--acknowledge",
+    metavar="LICENCE",
+    multiple=True,
+    help="Publish although the words of this licence forbid it; may be given more than once.",
+)
+def publish(folder: Path, repo: str, public: bool, revision: str | None, acknowledge: tuple[str, ...]) -> None:
+    """Verify the checkpoint in DIR and upload it to REPO (org/name) on the Hub.
+
+    The branch gets all of it or nothing. Run the same command again to finish an interrupted upload.
+    """
+    from xmerge.publishing import publish_verified
     from xmerge.validation import verify
 
     report = verify(folder)
     if not report.ok:
         print_report(report)
     report.raise_if_invalid()
-    fingerprint = str((read_provenance(folder) or {}).get("plan_fingerprint", ""))
-    message = f"xmerge: {folder.resolve().name}" + (f" ({fingerprint[:12]})" if fingerprint else "")
-    uploaded = hub.upload_folder(folder, repo, private=not public, branch=revision, message=message)
-    click.echo(f"published: {uploaded.url}")
+    uploaded = publish_verified(folder, repo, private=not public, branch=revision, acknowledged=acknowledge)
+    told = "published" if uploaded.changed else "nothing to upload, all of it is there already"
+    click.echo(f"{told}: {uploaded.url}")

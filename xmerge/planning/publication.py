@@ -32,7 +32,7 @@ def tell_conflicts(conflicts: Sequence[Conflict], where: str, doing: str) -> Pla
     return PlanError(
         "the licences of these models do not allow their merge to be published.",
         where=where,
-        why=" ".join(conflict.text for conflict in conflicts),
+        why="; ".join(f"{conflict.text} ({conflict.link})" for conflict in conflicts) + ".",
         remedy=f"read them; if you may publish it all the same, {doing}. {NO_ADVICE}",
     )
 

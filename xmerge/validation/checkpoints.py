@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from xmerge.architecture import ResolvedModel, describe_model, find_family
 from xmerge.checkpoints import Checkpoint, read_checkpoint
 from xmerge.checkpoints.checkpoint import list_names, open_inside, read_local_shard
 from xmerge.checkpoints.headers import HeaderEntry
 from xmerge.errors import CheckpointError
+from xmerge.files import hash_open
 from xmerge.provenance import PROVENANCE_NAME, read_provenance
 from xmerge.sources import Location
 from xmerge.validation.checks import (
@@ -176,6 +178,25 @@ def _check_contents(folder: Path, checkpoint: Checkpoint) -> Iterator[Finding]:
                 remedy="make or fetch the checkpoint again.",
             )
         yield from (_tell_nonfinite(entry, nonfinite[entry.name]) for entry in entries if entry.name in nonfinite)
+    yield from _check_small_files(folder, (provenance or {}).get("files"))
+
+
+def _check_small_files(folder: Path, stated: Any) -> Iterator[Finding]:
+    """What lies beside the shards, against the digests that the provenance states; people do edit their cards."""
+    present = list_names(folder, folder.name)
+    for name, digest in sorted(stated.items()) if isinstance(stated, dict) else ():
+        try:
+            with open_inside(folder / name, name) if name in present else nullcontext() as descriptor:
+                found = None if descriptor is None else hash_open(descriptor)[1]
+        except OSError as error:
+            raise CheckpointError(f"{name} cannot be read: {error.strerror}.") from error
+        if found != digest:
+            yield Finding(
+                code="changed_file",
+                text=f"{name} {'is missing' if found is None else f'is not what {PROVENANCE_NAME} says was written'}.",
+                remedy="nothing, if you have changed it; else make or fetch the checkpoint again.",
+                severity="warning",
+            )
 
 
 def _tell_nonfinite(entry: HeaderEntry, found: Nonfinite) -> Finding:
