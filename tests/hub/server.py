@@ -1,7 +1,7 @@
 """A small Hub on 127.0.0.1 for tests: the real client talks to it, and it counts what it gives and fails on demand.
 
-It keeps repositories in memory, speaks the LFS protocol (no Xet), and serves large files from a second address under
-signed URLs, as the real one does. A signature is `SIGNATURE`, so that a test can search for it.
+It keeps repositories in memory, speaks the LFS protocol and, with `use_xet`, that of Xet, and serves large files from a
+second address under signed URLs, as the real one does. A signature is `SIGNATURE`, so that a test can search for it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import pytest
+
+from xmerge.sources import _read_remote
 
 SIGNATURE = "0123456789abcdefSIGNED"
 TOKEN = "hf_LoopbackTokenOfTheTests"  # noqa: S105 -- opens nothing but this server
@@ -48,7 +50,8 @@ class Repository:
         """Add a commit to a branch; None removes a file."""
         files = {**self.commits.get(self.branches.get(branch, ""), {}), **changes}
         kept = {name: data for name, data in sorted(files.items()) if data is not None}
-        sha = hashlib.sha1(f"{len(self.commits)}{branch}{sorted(kept)}".encode()).hexdigest()  # noqa: S324 -- as git
+        told = f"{len(self.commits)}{branch}{[(name, _sha256(data)) for name, data in kept.items()]}"
+        sha = hashlib.sha1(told.encode()).hexdigest()  # noqa: S324 -- as git
         self.commits[sha] = kept
         self.branches[branch] = sha
         return sha
@@ -68,6 +71,8 @@ class Fault:
         headers: Headers of that answer.
         reset: Break the connection in the middle of the body.
         whole: Ignore the range that was asked for.
+        shifted: Give the range that begins so many bytes later.
+        garbled: Change a byte of the body.
         cut: Send a body that is this many bytes shorter, and say so in its length.
         act: Do this first, and then answer as always.
         times: For how many requests.
@@ -78,6 +83,8 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
     reset: bool = False
     whole: bool = False
+    shifted: int = 0
+    garbled: bool = False
     cut: int = 0
     act: Callable[[], object] | None = None
     times: int = 1
@@ -105,6 +112,8 @@ class HubServer:
         self.faults: list[Fault] = []
         self.slept: list[float] = []
         self.ignored: list[str] = []
+        self.xet_store: Path | None = None
+        self.xet_hashes: dict[str, str] = {}
         self.lock = threading.RLock()
         self._servers = [_Server(("127.0.0.1", 0), _Handler, self) for _ in range(2)]
 
@@ -135,17 +144,33 @@ class HubServer:
         """How many bytes of a file's content were sent, from either address."""
         return sum(served.sent for served in self.served if served.method == "GET" and served.path.endswith(f"/{name}"))
 
-    def environment(self, home: Path, *, token: str | None = TOKEN) -> dict[str, str]:
+    def environment(self, home: Path, *, token: str | None = TOKEN, xet: bool = False) -> dict[str, str]:
         """The environment variables that make a fresh process use this server."""
         named = {"HF_TOKEN": token} if token else {}
         return named | {
             "HF_ENDPOINT": self.endpoint,
             "HF_HOME": str(home),
             "HF_HUB_CACHE": str(home / "hub"),
-            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_XET": "0" if xet else "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "NO_PROXY": "127.0.0.1",
         }
+
+    def use_xet(self, store: Path, files: list[Path]) -> None:
+        """Have large files in a Xet store on this disk.
+
+        The client sends them there without showing them to the server, which must still announce their Xet hashes.
+
+        Args:
+            store: The store's folder.
+            files: What is going to be uploaded.
+        """
+        import hf_xet  # type: ignore[import-untyped]
+
+        self.xet_store = store
+        for file, hashed in zip(files, hf_xet.hash_files([str(file) for file in files]), strict=True):
+            data = file.read_bytes()
+            self.storage[_sha256(data)], self.xet_hashes[_sha256(data)] = data, hashed.hash
 
     def start(self) -> None:
         """Answer requests in threads."""
@@ -199,6 +224,8 @@ def connected(server: HubServer, home: Path, *, token: str | None = TOKEN) -> It
         if token:
             patch.setenv("HF_TOKEN", token)
         close_session()
+        # What this process has read of another server is not to be taken for this one's.
+        _read_remote.cache_clear()
         try:
             yield
         finally:
@@ -253,6 +280,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         self._route("PUT")
 
+    def do_DELETE(self) -> None:
+        self._route("DELETE")
+
     # --- answering
 
     def _route(self, method: str) -> None:
@@ -292,6 +322,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, status: int, body: bytes = b"", headers: dict[str, str] | None = None) -> None:
         fault = self.fault or Fault("")
         body = body[: len(body) - fault.cut] if fault.cut else body
+        body = bytes([body[0] ^ 1]) + body[1:] if fault.garbled and body else body
         sent = b"" if self.command == "HEAD" else body[: len(body) // 2] if fault.reset else body
         # Recorded before the client can know of the answer, so that a test that counts afterwards sees it.
         with self.hub.lock:
@@ -330,6 +361,34 @@ class _Handler(BaseHTTPRequestHandler):
         there, commit = self._find(repo, revision)
         return _json([_entry(name, data) for name, data in there.commits[commit].items()])
 
+    def refs(self, repo: str) -> Reply:
+        there, _ = self._find(repo)
+        heads = [
+            {"name": name, "ref": f"refs/heads/{name}", "targetCommit": sha} for name, sha in there.branches.items()
+        ]
+        return _json({"branches": heads, "converts": [], "tags": []})
+
+    def paths_info(self, repo: str, revision: str) -> Reply:
+        there, commit = self._find(repo, revision)
+        files = there.commits[commit]
+        return _json([_entry(name, files[name]) for name in parse_qs(self.body.decode())["paths"] if name in files])
+
+    def xet_token(self, repo: str, revision: str) -> Reply:
+        self._find(repo, revision)
+        if self.hub.xet_store is None:
+            return _refusal(404, "NoSuchRoute", "no Xet storage here")
+        if not self.authorized:
+            return _refusal(401, None, "Invalid username or password.")
+        return (
+            200,
+            b"",
+            {
+                "X-Xet-Cas-Url": f"local://{self.hub.xet_store}",
+                "X-Xet-Access-Token": "token-of-the-store",
+                "X-Xet-Token-Expiration": str(int(time.time()) + 3600),
+            },
+        )
+
     def resolve(self, repo: str, revision: str, name: str) -> Reply:
         there, commit = self._find(repo, revision)
         if there.gated:
@@ -340,6 +399,8 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
         if not name.endswith(_LFS_SUFFIXES):
             return self._content(data, {**headers, "ETag": f'"{_sha1(data)}"'})
+        if _sha256(data) in self.hub.xet_hashes:
+            return 200, b"", {**headers, **self._xet_headers(repo, commit, data)}
         # Where they are stored is a secret that the signature opens.
         self.hub.storage[_sha256(data)] = data
         return (
@@ -353,6 +414,16 @@ class _Handler(BaseHTTPRequestHandler):
             },
         )
 
+    def _xet_headers(self, repo: str, commit: str, data: bytes) -> dict[str, str]:
+        return {
+            "Content-Length": str(len(data)),
+            "ETag": f'"{_sha256(data)}"',
+            "X-Linked-Etag": f'"{_sha256(data)}"',
+            "X-Linked-Size": str(len(data)),
+            "X-Xet-Hash": self.hub.xet_hashes[_sha256(data)],
+            "X-Xet-Refresh-Route": f"{self.hub.endpoint}/api/models/{repo}/xet-read-token/{commit}",
+        }
+
     def stored(self, oid: str, name: str = "") -> Reply:
         if self.query.get("X-Signature") != [SIGNATURE] or oid not in self.hub.storage:
             return 403, b"<Error>SignatureDoesNotMatch</Error>", {}
@@ -363,6 +434,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not asked or self.command == "HEAD" or (self.fault and self.fault.whole):
             return 200, data, {**headers, "Content-Length": str(len(data))} if self.command == "HEAD" else headers
         start, stop = int(asked[1]), min(int(asked[2] or len(data) - 1) + 1, len(data))
+        start += self.fault.shifted if self.fault else 0
         if start >= len(data):
             return 416, b"", {"Content-Range": f"bytes */{len(data)}"}
         return 206, data[start:stop], {**headers, "Content-Range": f"bytes {start}-{stop - 1}/{len(data)}"}
@@ -381,7 +453,9 @@ class _Handler(BaseHTTPRequestHandler):
         return _json(answer)
 
     def branch(self, repo: str, branch: str) -> Reply:
-        there, commit = self._find(repo)
+        there, commit = self._find(repo, json.loads(self.body or b"{}").get("startingPoint") or "main")
+        if self.command == "DELETE":
+            return _json({}) if there.branches.pop(branch, None) else _refusal(404, None, f"no branch {branch}")
         if branch in there.branches:
             return _refusal(409, None, f"Reference already exists: {branch}")
         there.branches[branch] = commit
@@ -447,7 +521,10 @@ _ROUTES: tuple[tuple[str, str, Callable[..., Reply]], ...] = (
     ("PUT", r"/stored/(?P<oid>[0-9a-f]{64})", _Handler.store),
     ("POST", r"/api/repos/create", _Handler.create),
     ("POST", r"/api/validate-yaml", _Handler.validate_yaml),
-    ("POST", rf"/api/models/{_REPO}/branch/(?P<branch>[^/]+)", _Handler.branch),
+    ("POST DELETE", rf"/api/models/{_REPO}/branch/(?P<branch>[^/]+)", _Handler.branch),
+    ("GET", rf"/api/models/{_REPO}/refs", _Handler.refs),
+    ("POST", rf"/api/models/{_REPO}/paths-info/(?P<revision>[^/]+)", _Handler.paths_info),
+    ("GET", rf"/api/models/{_REPO}/xet-(?:read|write)-token/(?P<revision>[^/]+)", _Handler.xet_token),
     ("POST", rf"/api/models/{_REPO}/preupload/(?P<revision>[^/]+)", _Handler.preupload),
     ("POST", rf"/api/models/{_REPO}/commit/(?P<revision>[^/]+)", _Handler.commit),
     ("POST", rf"/{_REPO}\.git/info/lfs/objects/batch", _Handler.lfs_batch),

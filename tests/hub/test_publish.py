@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,6 +19,8 @@ from xmerge.errors import HubError, HubUnavailableError
 
 # The client's own use of its HTTP library, in LFS uploads.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload:DeprecationWarning")
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_what_is_uploaded_comes_back_byte_for_byte(
@@ -28,6 +36,7 @@ def test_what_is_uploaded_comes_back_byte_for_byte(
         commit=hub.pin_revision("org/merged", None),
         private=True,
         url=f"{server.endpoint}/org/merged/tree/{sent.commit}",
+        changed=True,
     )
     assert server.repositories["org/merged"].private
     hub.fetch_metadata(sent.repo, sent.commit)
@@ -41,7 +50,7 @@ def test_uploading_the_same_again_changes_nothing(server: HubServer, tmp_path: P
     folder = output(tmp_path)
     first = upload(folder)
     puts = server.count("PUT ")
-    assert upload(folder) == first
+    assert upload(folder) == first.model_copy(update={"changed": False})
     assert server.count("PUT ") == puts
 
 
@@ -58,7 +67,7 @@ def test_a_branch_is_made_and_the_main_branch_left_alone(server: HubServer, tmp_
     main = server.add("org/merged", {"README.md": b"# Mine\n"}, private=True)
     folder = output(tmp_path)
     sent = upload(folder, branch="candidate")
-    assert upload(folder, branch="candidate") == sent
+    assert upload(folder, branch="candidate").commit == sent.commit
     assert server.repositories["org/merged"].branches == {"main": main, "candidate": sent.commit}
 
 
@@ -110,6 +119,117 @@ def test_an_empty_folder_is_not_published(server: HubServer, tmp_path: Path) -> 
     (tmp_path / "empty").mkdir()
     with pytest.raises(HubError, match="has no files"):
         upload(tmp_path / "empty")
+
+
+def test_an_interrupted_upload_goes_on_where_it_stopped(server: HubServer, tmp_path: Path) -> None:
+    """What waits on the branch of its own is not sent again, and that branch does not stay."""
+    folder = output(tmp_path)
+    server.fail("/commit/main", status=503, times=99)
+    with pytest.raises(HubUnavailableError):
+        upload(folder)
+    assert set(server.repositories["org/merged"].branches) == {"main", "xmerge-upload-main"}
+    server.faults.clear()
+    server.served.clear()
+    sent = upload(folder)
+    assert server.count("/preupload/") == server.count("objects/batch") == server.count("PUT ") == 0
+    assert server.repositories["org/merged"].branches == {"main": sent.commit}
+
+
+def test_what_is_there_already_is_told_and_left_alone(server: HubServer, tmp_path: Path) -> None:
+    """Nothing is committed a second time, and a branch that an interrupted run has left is removed."""
+    folder = output(tmp_path)
+    upload(folder)
+    there = server.repositories["org/merged"]
+    there.branches["xmerge-upload-main"] = there.branches["main"]
+    commits = len(there.commits)
+    assert not upload(folder).changed
+    assert len(there.commits) == commits
+    assert set(there.branches) == {"main"}
+
+
+@pytest.mark.parametrize("match", ["/preupload/", "objects/batch", "/commit/xmerge-upload-main", "/commit/main"])
+def test_a_token_that_expires_during_the_upload_is_told(server: HubServer, tmp_path: Path, match: str) -> None:
+    """The error says what to do, the branch has nothing, and the next run finishes."""
+    folder = output(tmp_path)
+    expired = {"X-Error-Message": "Invalid credentials in Authorization header"}
+    server.fail(match, status=401, headers=expired, times=99)
+    with pytest.raises(HubError, match="did not accept the token") as refused:
+        upload(folder)
+    assert "run `hf auth login`, or set HF_TOKEN" in str(refused.value)
+    there = server.repositories["org/merged"]
+    assert set(there.commits[there.branches["main"]]) == {".gitattributes"}
+    server.faults.clear()
+    assert upload(folder).commit == there.branches["main"]
+
+
+def test_other_bytes_than_were_sent_never_reach_the_branch(server: HubServer, tmp_path: Path) -> None:
+    """A file that arrives in its size and with another content is told, and goes no further."""
+    damaged = bytearray(shard(2))
+    damaged[-1] ^= 1
+
+    def damage() -> None:
+        for files in server.repositories["org/merged"].commits.values():
+            files.update({TWO: bytes(damaged)} if TWO in files else {})
+
+    server.fail("GET /api/models/org/merged/revision/xmerge-upload-main", act=damage)
+    with pytest.raises(HubError, match="other bytes than the ones that were uploaded") as refused:
+        upload(output(tmp_path))
+    assert str(refused.value.where).startswith(f"{TWO} in org/merged@")
+    there = server.repositories["org/merged"]
+    assert set(there.commits[there.branches["main"]]) == {".gitattributes"}
+
+
+def test_small_files_are_compared_by_what_they_hold(server: HubServer, tmp_path: Path) -> None:
+    """A text that has changed without changing its size is uploaded, and nothing else is."""
+    folder = output(tmp_path)
+    upload(folder)
+    (folder / "README.md").write_bytes(b"# MERGED\n")
+    puts = server.count("PUT ")
+    sent = upload(folder)
+    assert sent.changed and server.count("PUT ") == puts
+    assert server.repositories["org/merged"].commits[sent.commit]["README.md"] == b"# MERGED\n"
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_request_leaves_all_or_nothing(server: HubServer, tmp_path: Path) -> None:
+    """Whenever the process dies, the branch has nothing or everything; a rerun ends with one branch and one commit."""
+    folder = output(tmp_path)
+    whole = contents(folder)
+    upload(folder)
+    requests = len(server.served)
+    assert requests > 12
+    for number in range(requests):
+        server.repositories.clear()
+        server.storage.clear()
+        die_at(number, server, folder)
+        there = server.repositories.get("org/merged")
+        if there is not None:
+            left = {name: data for name, data in there.commits[there.branches["main"]].items() if name in whole}
+            assert left in ({}, whole), f"killed at request {number}"
+        sent = upload(folder)
+        there = server.repositories["org/merged"]
+        assert there.branches == {"main": sent.commit}, f"killed at request {number}"
+        assert whole.items() <= there.commits[sent.commit].items()
+
+
+def die_at(number: int, server: HubServer, folder: Path) -> None:
+    """Upload in a process of its own that is killed when its n-th request arrives."""
+    code = f"from tests.hub.samples import upload; from pathlib import Path; upload(Path({str(folder)!r}))"
+    arrived, started = itertools.count(), threading.Event()
+
+    def strike() -> None:
+        started.wait()
+        if next(arrived) == number:
+            process.kill()
+            process.wait()
+
+    server.fail("", act=strike, times=999)
+    environment = os.environ | server.environment(folder.parent / "home")
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=ROOT, stderr=subprocess.PIPE)
+    started.set()
+    _, said = process.communicate()
+    server.faults.clear()
+    assert process.returncode == -signal.SIGKILL, said.decode()
 
 
 def test_an_upload_without_a_token_says_how_to_get_one(
