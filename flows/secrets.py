@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from xmerge.errors import ConfigError
 
@@ -35,8 +36,10 @@ def token_from_block() -> Iterator[None]:
 def _load(name: str) -> str:
     from prefect.blocks.system import Secret
 
+    # Prefect adds `_sync` to the methods of a block, where no type checker sees it.
+    block: Any = Secret
     try:
-        token = Secret.load(name, _sync=True).get()
+        token = block.load(name, _sync=True).get()
     except ValueError:
         raise ConfigError(
             f"Prefect has no Secret block named {name[:80]!r}.",

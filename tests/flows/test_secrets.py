@@ -32,7 +32,8 @@ def block(api_url, monkeypatch) -> str:
     """A Secret block that holds a token, named by the environment."""
     from prefect.blocks.system import Secret
 
-    Secret(value="hf_FromTheBlock").save(BLOCK, overwrite=True, _sync=True)
+    made: Any = Secret
+    made(value="hf_FromTheBlock").save(BLOCK, overwrite=True, _sync=True)
     monkeypatch.setenv(SECRET, BLOCK)
     monkeypatch.delenv(TOKEN, raising=False)
     return BLOCK

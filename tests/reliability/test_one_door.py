@@ -17,8 +17,9 @@ ELSEWHERE = {
     "xmerge/compatibility/naming.py": "the package's own files",
     "xmerge/config/loading.py": "the recipe",
     "xmerge/hub/reading.py": "the cache of the Hub's client, which writes it by itself",
+    "xmerge/licences.py": "the package's own files",
+    "xmerge/memory.py": "/proc",
     "xmerge/processes.py": "/proc",
-    "xmerge/validation/trial.py": "/proc",
 }
 
 MODULES = {"fcntl", "io", "mmap", "shutil", "tempfile"}
