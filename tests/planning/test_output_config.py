@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
+
+from tests.fake_checkpoints import Choose
+from tests.tiny_models import build_tiny
+from xmerge.architecture import describe_model, list_families
+from xmerge.architecture.traits import Traits
+from xmerge.config import parse_config
+from xmerge.run import merge
+from xmerge.sources import Location
 
 SLERP = "merge_method: slerp\nbase_model: A\nmodels: [{model: A}, {model: B}]\n"
 
@@ -177,3 +186,91 @@ def test_numbers_of_layers_that_are_no_list_are_refused(bench, numbers):
     error = bench.refuse(stack(("A", "[0, 2]"), ("B", "[1, 4]")), code=3)
     told = "true" if numbers is True else repr(numbers)
     assert error.what == f"B/config.json says mlp_only_layers = {told}, which is no list of layers."
+
+
+KINDS_BY_NUMBER: dict[str, dict[str, Any]] = {
+    "cohere2": {"sliding_window_pattern": 3},
+    "deepseek_v2": {"first_k_dense_replace": 2},
+    "deepseek_v3": {"first_k_dense_replace": 2},
+    "gemma3": {},
+    "gemma3_multimodal": {"sliding_window_pattern": 3},
+    "gpt_oss": {},
+    "llama4": {"no_rope_layers": [], "interleave_moe_layer_step": 2},
+    "qwen2": {"use_sliding_window": True, "max_window_layers": 3},
+    "qwen2_moe": {"decoder_sparse_step": 2},
+    "qwen3_moe": {"decoder_sparse_step": 2, "mlp_only_layers": [1]},
+    "smollm3": {"no_rope_layer_interval": 2, "use_sliding_window": True, "sliding_window": 5},
+}
+"""family -> what its config.json says where the number of a layer says what kind of layer it is."""
+SPARSE = {"llama4": {1, 3, 5}, "qwen2_moe": {1, 3, 5}, "qwen3_moe": {3, 5}}
+"""The layers that have experts, of those families that have some without; else all from the third on."""
+
+
+def choose_experts(layers: set[int]) -> Choose:
+    """Which tensors there are where these layers have experts and the others do not."""
+
+    def choose(role: str, layer: int | None) -> bool:
+        sparse = role.startswith("ffn_gate_inp") or role.endswith(("_exps", "_shexp"))
+        return not role.endswith("_bias") and sparse == (layer in layers)
+
+    return choose
+
+
+@pytest.mark.parametrize("family", KINDS_BY_NUMBER)
+def test_a_layer_of_a_stack_is_what_it_was(bench, family):
+    """Whatever a layer's number said of it, the output's config.json says of it in its new place."""
+    choose = choose_experts(SPARSE.get(family, {2, 3, 4, 5}))
+    bench.write("A", family, num_hidden_layers=6, maybe=choose, **KINDS_BY_NUMBER[family])
+    order = [0, 2, 3, 3, 5]
+    plan = bench.plan(stack(*(("A", f"[{layer}, {layer + 1}]") for layer in order)))
+    model = describe_model(Location(reference="A", label="A", folder=bench.folder / "A"))
+    ours = model.traits
+    assert ours is not None
+    stacked = Traits(ours.family, ours.family.language_config(config_of(plan)), {**ours.axes, "layers": len(order)})
+    for place, layer in enumerate(order):
+        for tell in (Traits.tell_sight, Traits.rope_of, Traits.has_experts):
+            assert tell(stacked, place) == tell(ours, layer), (tell.__name__, place)
+
+
+def test_a_dense_layer_behind_experts_cannot_be_said(bench):
+    """DeepSeek counts the dense layers that come first, so that no config.json describes such a stack."""
+    bench.write("A", "deepseek_v3", first_k_dense_replace=1, maybe=choose_experts({1, 2, 3}))
+    error = bench.refuse(stack(("A", "[1, 3]"), ("A", "[0, 1]")))
+    assert error.what == "layer 0 of the output has experts and layer 2 behind it does not."
+    assert error.remedy == "order the slices so that all layers without experts come first."
+
+
+def test_another_family_s_layer_keeps_its_rotation(bench):
+    """A Llama's layer rotates wherever it stands, also where every fourth layer of a SmolLM3 does not."""
+    bench.write("A", "smollm3")
+    bench.write("B", "llama")
+    plan = bench.plan(stack(("A", "[2, 4]"), ("B", "[3, 4]")) + "base_model: A\n")
+    assert config_of(plan)["no_rope_layers"] == [1, 0, 1]
+    assert config_of(plan)["layer_types"] == ["full_attention"] * 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["gemma3", "llama4", "qwen3_moe", "smollm3"])
+def test_a_model_with_fewer_layers_computes_what_those_layers_compute(tmp_path, family):
+    """A stack of a model's layers gives the logits that transformers gives with the same layers taken out by hand."""
+    import torch
+
+    described = next(each for each in list_families() if each.family == family)
+    kind = {"decoder_sparse_step": 2} if family == "qwen3_moe" else {}
+    tiny = build_tiny(described, kind)
+    lists = ("layer_types", "no_rope_layers", "moe_layers", "mlp_only_layers")
+    said = {key: value for key, value in tiny.config.items() if key not in lists}
+    tiny.write(tmp_path / "A", **said)
+    order = [1, 3, 3]
+    recipe = stack(*(("A", f"[{layer}, {layer + 1}]") for layer in order))
+    merge(parse_config(recipe, "recipe.yml", tmp_path), tmp_path / "out", workers=1, trial=False)
+    text = torch.arange(3, 17)[None]
+    inner = tiny.model.model
+    inner.layers = torch.nn.ModuleList([inner.layers[layer] for layer in order])
+    tiny.model.config.num_hidden_layers = len(order)
+    if getattr(tiny.model.config, "layer_types", None):
+        tiny.model.config.layer_types = [tiny.model.config.layer_types[layer] for layer in order]
+    stacked = type(tiny.model).from_pretrained(tmp_path / "out", dtype=torch.float32, attn_implementation="eager")
+    with torch.no_grad():
+        wanted, found = (each(text, use_cache=False).logits for each in (tiny.model, stacked.eval()))
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from xmerge.architecture import ResolvedArchitecture, ResolvedModel
+from xmerge.architecture.differences import ROUTER
+from xmerge.architecture.family import Family
 from xmerge.architecture.models import config_dtype
-from xmerge.architecture.rules import refuse_said, show
+from xmerge.architecture.rules import list_names, refuse_said, show
+from xmerge.architecture.traits import Traits
 from xmerge.checkpoints import torch_name_of
 from xmerge.checkpoints.checkpoint import refuse_escape
 from xmerge.errors import CheckpointError, PlanError
@@ -19,7 +22,8 @@ from xmerge.planning.slices import OutputLayer
 from xmerge.sources import metadata_folder
 
 LAYER_COUNT_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
-PER_LAYER_KEYS = ("layer_types", "mlp_layer_types", "no_rope_layers", "layers_block_type", "attention_types")
+NO_ROPE = "no_rope_layers"
+PER_LAYER_KEYS = ("layer_types", "mlp_layer_types", NO_ROPE, "layers_block_type", "attention_types")
 """Lists with one item a layer, in models of any depth."""
 LAYER_NUMBER_KEYS = ("mlp_only_layers", "moe_layers")
 """Lists of the numbers of some layers."""
@@ -105,6 +109,41 @@ def _edit_depth(
         if isinstance(data.get(key), list):
             marked = [(_list_numbers(model, key, data[key]), layer) for model, layer in origins]
             _edit(data, key, [place for place, (numbers, layer) in enumerate(marked) if layer in numbers], edits)
+    if target.family is not None:
+        _edit_experts(data, target, target.family, origins, edits)
+
+
+def _edit_experts(
+    data: dict[str, Any],
+    target: ResolvedModel,
+    family: Family,
+    origins: Sequence[tuple[ResolvedModel, int]],
+    edits: list[str],
+) -> None:
+    """Say which layers have experts, where config.json would count others than have them now."""
+    if ROUTER not in target.roles:
+        return
+    sparse = [(layer, ROUTER) in model.by_role or (layer, ROUTER) in model.packed for model, layer in origins]
+    axes = {**target.axes, "layers": len(origins)}
+    traits = Traits(family, family.language_config(data), axes, target.label)
+    if [traits.has_experts(place) for place in range(len(sparse))] == sparse:
+        return
+    dense = [place for place, has_experts in enumerate(sparse) if not has_experts]
+    if family.sparse_layers:
+        _edit(data, family.sparse_layers, [place for place, has_experts in enumerate(sparse) if has_experts], edits)
+    elif family.dense_layers:
+        _edit(data, family.dense_layers, dense, edits)
+        for key in list_names(family.sparse_period):
+            _edit(data, key, 1, edits)
+    elif dense != list(range(len(dense))):
+        raise PlanError(
+            f"layer {sparse.index(True)} of the output has experts and layer {dense[-1]} behind it does not.",
+            why=f"config.json of a {target.kind} says how many layers without experts come first, and nothing else.",
+            remedy="order the slices so that all layers without experts come first.",
+        )
+    else:
+        for key in list_names(family.first_sparse):
+            _edit(data, key, len(dense), edits)
 
 
 def _list_numbers(model: ResolvedModel, key: str, otherwise: Sequence[Any]) -> Sequence[Any]:
@@ -116,38 +155,62 @@ def _list_numbers(model: ResolvedModel, key: str, otherwise: Sequence[Any]) -> S
 
 
 def _list_per_layer_keys(data: dict[str, Any], target: ResolvedModel) -> list[str]:
-    lists = [key for key, value in data.items() if isinstance(value, list)]
+    # An empty list says nothing: Llama 4's `no_rope_layers` is one.
+    lists = [key for key, value in data.items() if isinstance(value, list) and value]
     surely = target.layers if target.layers >= SURELY_PER_LAYER else None
     keys = [key for key in lists if key in PER_LAYER_KEYS or len(data[key]) == surely]
-    implied = "layer_types" not in keys and _implied_layer_type(target, 0) is not None
-    return [*(key for key in keys if key not in LAYER_NUMBER_KEYS), *(["layer_types"] if implied else [])]
+    implied = [key for key in _IMPLIED if key not in keys and _is_implied(target, key)]
+    return [*(key for key in keys if key not in LAYER_NUMBER_KEYS), *implied]
+
+
+def _is_implied(target: ResolvedModel, key: str) -> bool:
+    """Whether a layer's number says what a list that config.json does not have would say."""
+    family = target.family
+    if family is None:
+        return _IMPLIED[key](target, 0) is not None
+    if key == NO_ROPE:
+        return NO_ROPE in family.nope
+    kinds = {_imply_kind(target, layer) for layer in range(target.layers)}
+    return bool(family.layer_types) or len(kinds) > 1
 
 
 def _kind_of_layer(model: ResolvedModel, layer: int, key: str, target: ResolvedModel) -> Any:
-    """A layer's item of a per-layer list, from its own model where that has such a list."""
+    """A layer's item of a per-layer list, from its own model where that has such a list or implies it."""
     for owner in (model, target):
         values = owner.config.get(key)
-        if isinstance(values, list):
+        if isinstance(values, list) and values:
             if len(values) != owner.layers:
                 raise CheckpointError(
                     f"{owner.label}/config.json has {len(values)} items in '{key}' and {owner.layers} layers.",
                     remedy="complete the list from the model's page.",
                 )
             return values[min(layer, len(values) - 1)]
-        kind = _implied_layer_type(owner, layer) if key == "layer_types" else None
+        kind = _IMPLIED[key](owner, layer) if key in _IMPLIED else None
         if kind is not None:
             return kind
     raise PlanError(f"{target.label}/config.json has no '{key}' for the layers of {model.label}.")
 
 
-def _implied_layer_type(model: ResolvedModel, layer: int) -> str | None:
+def _imply_kind(model: ResolvedModel, layer: int) -> str | None:
     """The kind that a layer has by its number, where config.json has no list of kinds."""
+    if model.traits is not None:
+        kind, window = model.traits.kind_of(layer), model.traits.window_of(layer)
+        if kind is not None and window is not None:
+            return kind
+        return "full_attention" if window is None else "sliding_attention"
     config = model.config
-    if model.family and model.family.layer_types:
-        return model.family.layer_types[layer % len(model.family.layer_types)]
     if config.get("use_sliding_window") and type(config.get("max_window_layers")) is int:
         return "sliding_attention" if layer >= config["max_window_layers"] else "full_attention"
     return None
+
+
+def _imply_rotation(model: ResolvedModel, layer: int) -> int | None:
+    """1 where a layer rotates its queries and keys, 0 where it does not."""
+    return None if model.traits is None else int(model.traits.rope_of(layer) is not None)
+
+
+_IMPLIED: Mapping[str, Callable[[ResolvedModel, int], Any]] = {"layer_types": _imply_kind, NO_ROPE: _imply_rotation}
+"""What the number of a layer says where config.json has no list that does."""
 
 
 def _edit_dtype(data: dict[str, Any], layers: Sequence[LayerPlan], edits: list[str]) -> None:
