@@ -30,7 +30,7 @@ test: quick  ## all tests: the quick ones, then the slow ones
 quick: $(STAMP)  ## the quick tests only
 	$(BIN)/python -m pytest -m 'not slow' -n auto
 
-faults: $(STAMP)  ## fail, kill or cut the power at every call that a small merge makes to the disk; a quarter of an hour
+faults: $(STAMP)  ## fail, kill or cut the power at every call that a small merge makes to the disk
 	$(BIN)/python -m tests.reliability.every_call
 	$(BIN)/python -m tests.reliability.every_crash
 

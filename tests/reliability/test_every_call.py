@@ -20,7 +20,7 @@ def bench():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_call_to_the_disk_can_fail_and_leave_half_an_output(bench, kind):
+def test_fault_20_no_call_to_the_disk_can_fail_and_leave_half_an_output(bench, kind):
     """Failed once, failed from then on, cut short or killed: all or nothing, and a second run gives the same bytes."""
     faults = [fault for fault in list_faults(bench.calls) if fault.kind == kind]
     assert {str(fault): found for fault in faults[::EVERY] if (found := bench.find_faults(fault))} == {}

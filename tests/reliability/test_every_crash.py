@@ -22,7 +22,7 @@ def bench():
 
 
 @pytest.mark.slow
-def test_no_power_loss_can_leave_half_an_output(bench):
+def test_fault_20_no_power_loss_can_leave_half_an_output(bench):
     """With any part of what was not synced lost: all or nothing, the same bytes in the end, no finished layer again."""
     losses = Losses(bench)
     assert [found for crash in losses.crashes[::EVERY] for found in losses.find_faults(crash, STATES)] == []

@@ -17,12 +17,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tasks.retrying import may_pass
 from tests.faults import fail_with
 from tests.small_merges import RECIPE, digest_files, list_tree, make_plan, run, write_model, write_models
 from xmerge import disk
-from xmerge.errors import CheckpointError, InUseError, OutputExistsError, SourceChangedError, StorageError
+from xmerge.engine import retreat
+from xmerge.engine.retreat import Step
+from xmerge.errors import (
+    CheckpointError,
+    InUseError,
+    OutputExistsError,
+    PlanError,
+    SourceChangedError,
+    StorageError,
+)
 from xmerge.reservation import estimate_entry, estimate_texts
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -93,7 +103,12 @@ def act_before_second_layer(monkeypatch: pytest.MonkeyPatch, act: Callable[[], o
 
 
 def start_command(
-    models: Path, out: Path, *words: str, recipe: str = "recipe", pause: float = 0.0, **variables: str
+    models: Path,
+    out: Path,
+    *words: str,
+    recipe: str = "recipe",
+    pause: float = 0.0,
+    variables: dict[str, str] | None = None,
 ) -> subprocess.Popen[str]:
     """`xmerge merge` in a process of its own, which waits for a while before each read."""
     merge = ["merge", str(models / f"{recipe}.yml"), str(out)]
@@ -101,7 +116,7 @@ def start_command(
     return subprocess.Popen(
         [sys.executable, "-c", COMMAND, str(pause), *merge],
         cwd=ROOT,
-        env=os.environ | variables,
+        env=os.environ | (variables or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -147,7 +162,12 @@ def test_fault_17_a_model_of_pickle_files_is_refused_and_none_is_opened(tmp_path
     (tmp_path / "qwen3" / "model.safetensors").rename(tmp_path / "qwen3" / "pytorch_model.bin")
     opened: list[str] = []
     real = disk.open
-    monkeypatch.setattr(disk, "open", lambda path, *how: (opened.append(str(path)), real(path, *how))[1])
+
+    def watch(path: Path, *how: int) -> int:
+        opened.append(str(path))
+        return real(path, *how)
+
+    monkeypatch.setattr(disk, "open", watch)
     with pytest.raises(CheckpointError, match="pickle") as caught:
         run(tmp_path)
     assert caught.value.exit_code == 3
@@ -421,6 +441,37 @@ def test_fault_25_an_input_under_another_name_is_an_input(tmp_path):
         run(tmp_path, place / "out")
 
 
+# --- 26: no memory ------------------------------------------------------------------------------------
+
+
+def test_fault_26_a_merge_that_has_no_room_in_memory_is_refused_before_anything_is_written(
+    tmp_path, models, monkeypatch
+):
+    """Exit 2 with the bytes that a layer needs and those that it may take."""
+    monkeypatch.setenv("XMERGE_MEMORY", "1000")
+    with pytest.raises(PlanError, match=r"takes [\d,]+ bytes of buffers, and 1,000 are allowed") as caught:
+        run(models, tmp_path / "out")
+    assert caught.value.exit_code == 2
+    assert list_tree(tmp_path) == []
+
+
+def test_fault_26_a_device_that_runs_out_of_memory_gives_way_to_smaller_blocks(tmp_path, models, whole, monkeypatch):
+    """The merge goes on with less memory and the same weights, and its report says where it gave way."""
+    cpu, real = torch.device("cpu"), torch.empty
+
+    def allocate(*size: Any, **options: Any) -> torch.Tensor:
+        if size and isinstance(size[0], int) and size[0] > 2**20:
+            raise torch.OutOfMemoryError(f"tried to allocate {size}")
+        return real(*size, **options)
+
+    monkeypatch.setattr(retreat, "list_steps", lambda _: [Step(cpu, 2**20), Step(cpu, 2**10)])
+    monkeypatch.setattr(torch, "empty", allocate)
+    report = run(models, tmp_path / "out").report
+    assert report is not None and {each.code for each in report.findings} == {"out_of_memory"}
+    made = digest_files(tmp_path / "out")
+    assert all(made[name] == whole[name] for name in whole if name.endswith(".safetensors"))
+
+
 # --- 31: odd machines ---------------------------------------------------------------------------------
 
 
@@ -448,7 +499,7 @@ def test_fault_31_a_locale_without_utf8_takes_any_name(tmp_path, whole, name):
     write_models(folder)
     (folder / "recipe.yml").write_text(RECIPE)
     plain = {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    ended, said = finish(start_command(folder, folder / "out", **plain))
+    ended, said = finish(start_command(folder, folder / "out", variables=plain))
     assert ended == 0, said
     made = digest_files(folder / "out")
     assert all(made[each] == whole[each] for each in whole if each.endswith(".safetensors"))
