@@ -333,7 +333,7 @@ def test_fault_12_numbers_that_are_no_weights_are_never_combined(models, dtype):
     assert run(models, recipe=without_q).report is not None
 
 
-def test_fault_12_a_packed_base_is_refused_where_it_is_merged(models):
+def test_fault_12_packed_weights_are_refused_by_their_kind(models):
     """What a quantised model holds packed is refused by its kind, with what to do."""
     edit_config(models / "qwen3", quantization_config={"quant_method": "gptq", "bits": 4})
     packed = "model.layers.2.self_attn.q_proj"
@@ -437,8 +437,8 @@ def test_fault_28_a_shard_that_is_not_what_was_written_is_found(models):
     assert not report.ok and "wrong_digest" in {each.code for each in report.findings}
 
 
-def test_fault_28_a_download_of_another_size_is_fetched_once_more_and_then_refused(models, server):
-    """Bytes that are not the listing's size are discarded and never merged; what comes whole the next time is."""
+def test_fault_28_a_download_of_another_size_is_never_merged(models, server):
+    """Bytes that are not of the size that is listed are refused; what comes whole the next time is merged."""
     for name in ("llama", "qwen3"):
         server.add(f"org/{name}", {path.name: path.read_bytes() for path in (models / name).iterdir()})
     recipe = RECIPE.replace("model: qwen3", "model: org/qwen3")
