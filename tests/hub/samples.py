@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from xmerge import hub
+from xmerge.checkpoints.headers import build_header
 
 MODEL = "org/model"
 ONE, TWO = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -81,3 +83,27 @@ def upload(
 ) -> hub.UploadedTo:
     """Upload with the defaults of these tests."""
     return hub.upload_folder(folder, repo, private=private, branch=branch, message="A merge")
+
+
+def read_files(folder: Path) -> dict[str, bytes]:
+    """A folder's files, as a repository has them."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def split(folder: Path, place: Callable[[str], str]) -> dict[str, bytes]:
+    """A checkpoint in one file as one in several, `place` saying which tensor goes where, with its index."""
+    raw = (folder / "model.safetensors").read_bytes()
+    length = 8 + int.from_bytes(raw[:8], "little")
+    entries = {name: entry for name, entry in json.loads(raw[8:length]).items() if name != "__metadata__"}
+    weight_map = {name: place(name) for name in entries}
+    files = {name: data for name, data in read_files(folder).items() if name != "model.safetensors"}
+    for file in sorted(set(weight_map.values())):
+        held = [name for name in entries if weight_map[name] == file]
+        header, placed = build_header((name, entries[name]["dtype"], entries[name]["shape"]) for name in held)
+        data = bytearray(placed[-1].end)
+        for entry in placed:
+            begin, end = entries[entry.name]["data_offsets"]
+            data[entry.begin : entry.end] = raw[length + begin : length + end]
+        files[file] = header + bytes(data)
+    index = {"metadata": {"total_size": len(raw) - length}, "weight_map": weight_map}
+    return files | {INDEX: json.dumps(index).encode()}

@@ -217,7 +217,7 @@ def connected(server: HubServer, home: Path, *, token: str | None = TOKEN) -> It
         clock = SimpleNamespace(**{**vars(time), "sleep": server.slept.append})
         for module in ("huggingface_hub.utils._http", "huggingface_hub.file_download"):
             patch.setattr(f"{module}.time", clock)
-        patch.setattr("xmerge.hub.ranges.pause", lambda seconds, given_up: server.slept.append(seconds))
+        patch.setattr("xmerge.hub.ranges.pause", lambda seconds, *_: server.slept.append(seconds))
         patch.setenv("NO_PROXY", "127.0.0.1")
         for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
             patch.delenv(name, raising=False)

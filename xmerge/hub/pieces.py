@@ -18,14 +18,14 @@ from xmerge.hub.ranges import Range, RangesIgnoredError, stream_range
 from xmerge.hub.reading import name_some, read_shard_headers
 from xmerge.hub.sparse import NEAR, SparseShard, cut_pieces, join_ranges, open_sparse, subtract_ranges
 
-AT_ONCE = 8
+AT_ONCE = 4
+"""Requests under way for one model: with their pieces, what a kill costs at most."""
 
 
 def fetch_ranges(repo: str, commit: str, wanted: Mapping[str, Sequence[Range]], folder: Path) -> bool:
     """Fetch parts of shards into files with holes, of the shards' names and sizes and with their headers.
 
-    What an earlier call has fetched stays, if it is intact; whoever stops this loses a piece of 64 MiB for each of the
-    8 requests under way at most.
+    What an earlier call has fetched stays, if it is intact: a kill costs the pieces that are under way.
 
     Args:
         repo: `org/name` on the Hub.

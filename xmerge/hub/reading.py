@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from xmerge.checkpoints.headers import parse_header
 from xmerge.errors import HubError
 from xmerge.hub.client import ANSWER_TIMEOUT, cache_folder, hub_api, is_offline, snapshot_folder
 from xmerge.hub.faults import Doing, in_words, tell_offline
@@ -127,7 +128,8 @@ def read_shard_headers(repo: str, commit: str, files: Sequence[str]) -> dict[str
         The header of each file, in the order asked for.
 
     Raises:
-        HubError: A name is not that of a shard of this commit, or a header is damaged or may not be read.
+        HubError: A name is not that of a shard of this commit, or a header may not be read.
+        CheckpointError: A header is damaged.
         HubUnavailableError: The Hub cannot answer for now.
     """
     sizes = list_files(repo, commit)
@@ -242,6 +244,7 @@ def _read_header(repo: str, commit: str, name: str, size: int) -> RemoteHeader:
     end = 8 + _header_length(head[:8], size, f"{name} in {repo}@{commit}")
     rest = read(Range(len(head), end)) if end > len(head) else b""
     header = RemoteHeader(size=size, header=head[:end] + rest)
+    parse_header(header.header, size, f"{name} in {repo}@{commit}")  # What is damaged is not worth remembering.
     remember(repo, commit, name, header.model_dump_json())
     return header
 

@@ -19,8 +19,8 @@ from xmerge.files import COPY_BYTES, make_folders, open_file, read_bytes, read_i
 from xmerge.hub.ranges import Range
 from xmerge.interrupt import check_stop
 
-PIECE = 64 * 2**20
-"""Bytes that one request asks for at most, and so what a kill costs at most."""
+PIECE = 16 * 2**20
+"""Bytes that one request asks for at most, and so what a kill costs for each request under way."""
 
 NEAR = 4 * 1024
 """Ranges as near as this are fetched as one: a request costs more than the bytes between."""
