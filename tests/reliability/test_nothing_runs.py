@@ -49,9 +49,8 @@ def set_traps(folder: Path, sprung: Path) -> None:
     pickled = b"cos\nsystem\n(S'touch %s'\ntR." % str(sprung).encode()
     for name in ("pytorch_model.bin", "training_args.bin", "optimizer.pt", "scheduler.pth", "model.ckpt", "data.pkl"):
         (folder / name).write_bytes(pickled)
-    template = (
-        f"{{{{ cycler.__init__.__globals__.os.system('touch {sprung}') }}}}{{% for x in range(10**9) %}}{{% endfor %}}"
-    )
+    touch = f"cycler.__init__.__globals__.os.system('touch {sprung}')"
+    template = f"{{{{ {touch} }}}}{{% for x in range(10**9) %}}{{% endfor %}}"
     (folder / "chat_template.jinja").write_text(template)
     edit(folder / "tokenizer_config.json", chat_template=template, auto_map={"AutoTokenizer": ["evil.Evil", None]})
     auto_map = {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"}
@@ -110,9 +109,8 @@ def test_no_command_runs_what_comes_with_a_model(place, words):
     assert judge(notes) == []
     assert not (place.parent / "sprung").exists()
     if words[0] == "merge":
-        assert (place / "out" / "chat_template.jinja").read_bytes() == (
-            place / "base" / "chat_template.jinja"
-        ).read_bytes()
+        templates = [(place / name / "chat_template.jinja").read_bytes() for name in ("base", "out")]
+        assert templates[0] == templates[1]
         assert not list((place / "out").glob("*.py")) and not list((place / "out").glob("*.bin"))
 
 
@@ -120,7 +118,8 @@ def test_no_command_runs_what_comes_with_a_model(place, words):
 def test_the_trial_load_runs_nothing_either(place):
     """Loading a model with transformers opens its config, its tokenizer and its weights, and no file that could run."""
     notes = run_watched(TRIAL, place, ROOT / "xmerge" / "validation" / "load.py", place / "base")
-    assert any(note.endswith("model.safetensors") for note in notes)
+    # The weights are opened by a library that Python does not watch.
+    assert "open base/config.json" in notes
     assert judge(notes) == []
     assert not (place.parent / "sprung").exists()
 
