@@ -379,15 +379,15 @@ class _Handler(BaseHTTPRequestHandler):
             return _refusal(404, "NoSuchRoute", "no Xet storage here")
         if not self.authorized:
             return _refusal(401, None, "Invalid username or password.")
-        return (
-            200,
-            b"",
-            {
-                "X-Xet-Cas-Url": f"local://{self.hub.xet_store}",
-                "X-Xet-Access-Token": "token-of-the-store",
-                "X-Xet-Token-Expiration": str(int(time.time()) + 3600),
-            },
-        )
+        # In the body for the store's own client, in headers for the Hub's.
+        given = {
+            "casUrl": f"local://{self.hub.xet_store}",
+            "accessToken": "of-the-store",
+            "exp": int(time.time()) + 3600,
+        }
+        names = {"casUrl": "X-Xet-Cas-Url", "accessToken": "X-Xet-Access-Token", "exp": "X-Xet-Token-Expiration"}
+        status, body, headers = _json(given)
+        return status, body, {**headers, **{names[key]: str(value) for key, value in given.items()}}
 
     def resolve(self, repo: str, revision: str, name: str) -> Reply:
         there, commit = self._find(repo, revision)

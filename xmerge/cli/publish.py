@@ -20,7 +20,15 @@ from xmerge.cli.screen import print_report
     multiple=True,
     help="Publish although the words of this licence forbid it; may be given more than once.",
 )
-def publish(folder: Path, repo: str, public: bool, revision: str | None, acknowledge: tuple[str, ...]) -> None:
+@click.option("--skip-trial-load", is_flag=True, help="Do not load it with transformers before it is uploaded.")
+def publish(
+    folder: Path,
+    repo: str,
+    public: bool,
+    revision: str | None,
+    acknowledge: tuple[str, ...],
+    skip_trial_load: bool,
+) -> None:
     """Verify the checkpoint in DIR and upload it to REPO (org/name) on the Hub.
 
     The branch gets all of it or nothing. Run the same command again to finish an interrupted upload.
@@ -28,7 +36,7 @@ def publish(folder: Path, repo: str, public: bool, revision: str | None, acknowl
     from xmerge.publishing import publish_verified
     from xmerge.validation import verify
 
-    report = verify(folder)
+    report = verify(folder, trial=not skip_trial_load)
     if not report.ok:
         print_report(report)
     report.raise_if_invalid()

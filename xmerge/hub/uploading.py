@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo, RepoFile
 
 _MAIN = "main"
+_NO_SUCH_ROUTE = (404, 405, 501)
 _WEIGHTS = (".safetensors", ".safetensors.index.json")
 
 
@@ -239,9 +240,9 @@ def _require_xet(api: HfApi, repo: str, branch: str) -> None:
     url = f"{api.endpoint}/api/models/{repo}/xet-write-token/{branch}"
     with in_words(doing):
         answer = get_session().get(url, headers=request_headers(), timeout=ANSWER_TIMEOUT)
-        if answer.status_code not in (404, 405, 501):
+        if answer.status_code not in _NO_SUCH_ROUTE:
             hf_raise_for_status(answer)
-    if "X-Xet-Cas-Url" not in answer.headers:
+    if answer.status_code in _NO_SUCH_ROUTE:
         raise HubError(
             "this server has no Xet storage to write to.",
             where=doing.where,
