@@ -92,9 +92,9 @@ def _show_seed(config: MergeConfig) -> str:
     """The option that a run needs to draw the same numbers, where the file says another seed."""
     if not config.source.text:
         return ""
-    from xmerge.config import parse_config
+    from xmerge.config import parse_stages
 
-    said = parse_config(config.source.text, config.source.name).random_seed
+    said = parse_stages(config.source.text, config.source.name, config.source.folder)[-1].random_seed
     return "" if said == config.random_seed else f" --seed {config.random_seed}"
 
 
@@ -103,7 +103,7 @@ def _draw_metadata(plan: MergePlan) -> Iterator[str]:
     cards, licensing = [model.card for model in plan.models], plan.licensing
     target = plan.models[plan.target].card
     yield "---"
-    repos = [model.repo for model in plan.models if model.repo]
+    repos = [origin.repo for model in plan.models for origin in model.origins if origin.repo]
     if repos:
         yield from _draw_list("base_model", repos)
         yield "base_model_relation: merge"
@@ -257,7 +257,8 @@ def _draw_licences(plan: MergePlan) -> Iterator[str]:
 
 def _draw_commits(plan: MergePlan) -> Iterator[str]:
     """The commits that branches of the configuration stood at."""
-    pinned = [f"`{model.repo}@{model.commit}`" for model in plan.models if model.repo]
+    origins = dict.fromkeys((origin.repo, origin.commit) for model in plan.models for origin in model.origins)
+    pinned = [f"`{repo}@{commit}`" for repo, commit in origins if repo]
     if pinned:
         yield f"The commits it was made from: {', '.join(pinned)}."
 

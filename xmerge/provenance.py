@@ -67,6 +67,7 @@ def build_provenance(
             for index, result in enumerate(results)
         ],
         "files": dict(files),
+        **_tell_stages(plan),
         "licences": LicenceRecord(
             verdict=plan.licensing, acknowledged=config.publish.acknowledge if config.publish else ()
         ).model_dump(mode="json"),
@@ -76,6 +77,12 @@ def build_provenance(
             for tensor, outcome in zip(layer.tensors, result.tensors, strict=True)
         },
     }
+
+
+def _tell_stages(plan: MergePlan) -> dict[str, Any]:
+    """The provenance of each model that an earlier stage of the recipe has made; nothing where there is none."""
+    made = {model.label: model.folder for model in plan.models if model.made_of is not None and model.folder}
+    return {"stages": {label: read_provenance(folder) for label, folder in made.items()}} if made else {}
 
 
 def tell_from_output(text: str, config: MergeConfig) -> str:

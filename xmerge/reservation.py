@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 BLOCK = 4096
 RECORD_BYTES, RECORD_BYTES_PER_TENSOR = 2 * BLOCK, 512
-TEXT_BYTES, TEXT_BYTES_PER_TENSOR = 16 * BLOCK, 1024
+TEXT_BYTES, TEXT_BYTES_PER_TENSOR = 2**20, 1024
 _NOT_HERE = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOSYS, errno.EFBIG)
 _lock = threading.Lock()
 _held: dict[Path, list[Reservation]] = {}
@@ -81,7 +81,8 @@ def release_space(folder: Path, size: int | None = None) -> None:
     """
     with _lock:
         if _held.get(folder):
-            _held[folder][0].shrink(size)
+            # The latest: a stage's own, while that of the whole merge goes on.
+            _held[folder][-1].shrink(size)
 
 
 def estimate_entry(layer: LayerPlan) -> int:

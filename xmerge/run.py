@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from pathlib import Path
 
-from xmerge.architecture import resolve
 from xmerge.config import MergeConfig
 from xmerge.engine import LayerResult, check_gains, merge_layer
 from xmerge.engine.devices import choose_device
@@ -14,14 +14,15 @@ from xmerge.errors import Interrupted
 from xmerge.fetching import fetch_model
 from xmerge.interrupt import clear_stop, request_stop
 from xmerge.output import Publication, assemble, publish, upload
-from xmerge.planning import MergePlan, map_slices
+from xmerge.planning import MergePlan
 from xmerge.planning.downloads import FetchMode
 from xmerge.planning.memory import fit_workers
 from xmerge.progress import Reporter, Silence
+from xmerge.stages import Stage, open_stage, plan_stages, sweep_stages
 from xmerge.store import Store
 from xmerge.validation import ValidationReport, validate
 from xmerge.values import Value
-from xmerge.work import open_work_folder
+from xmerge.work import WorkFolder, open_work_folder
 
 
 class MergeOutcome(Value):
@@ -37,7 +38,7 @@ class MergeOutcome(Value):
 
 
 def merge(
-    config: MergeConfig,
+    config: MergeConfig | Sequence[MergeConfig],
     out: Path,
     *,
     device: str = "auto",
@@ -50,7 +51,7 @@ def merge(
     """Merge models into a checkpoint that appears at `out`, whole or not at all.
 
     Args:
-        config: What to merge.
+        config: What to merge; or stages, in an order in which each can be carried out, the output's last.
         out: A folder that does not exist, is empty, or is an earlier output of the same configuration.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         workers: Layers under way at once; the bytes do not depend on it.
@@ -64,13 +65,41 @@ def merge(
     """
     tell = reporter or Silence()
     clear_stop()
-    tell.stage("resolve_architecture")
-    architecture = resolve(config)
-    tell.stage("map_slices")
-    plan = map_slices(config, architecture)
-    tell.plan_ready(plan)
-    workers = fit_workers(plan, choose_device(device).type, workers)
-    with open_work_folder(out, plan, store) as work:
+    stages = plan_stages([config] if isinstance(config, MergeConfig) else config, out, tell)
+    last, run = stages[-1], _Run(device, workers, fetch, tell)
+    for stage in stages:
+        fit_workers(stage.plan, choose_device(device).type, workers)
+    with open_work_folder(out, last.plan, store) as work:
+        before, earlier = list[MergeOutcome](), () if work.finished else stages[:-1]
+        sweep_stages(earlier, work)
+        for stage in earlier:
+            tell.note(f"stage {stage.name}:")
+            with open_stage(stage, work) as inner:
+                before.append(run.carry_out(stage, inner, trial=False))
+        outcome = run.carry_out(last, work, trial=trial)
+    return add_stages(outcome, before)
+
+
+def add_stages(outcome: MergeOutcome, before: Sequence[MergeOutcome]) -> MergeOutcome:
+    """What a merge has come to, the layers of its earlier stages counted too."""
+    every = (*before, outcome)
+    sums = {"layers": sum(each.layers for each in every), "reused": sum(each.reused for each in every)}
+    return outcome.model_copy(update=sums)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """How stages are carried out."""
+
+    device: str
+    workers: int
+    fetch: FetchMode
+    tell: Reporter
+
+    def carry_out(self, stage: Stage, work: WorkFolder, *, trial: bool) -> MergeOutcome:
+        """Make one stage's output, if it is not there."""
+        plan, config, tell = stage.plan, stage.config, self.tell
+        tell.plan_ready(plan)
         if work.finished:
             return MergeOutcome(
                 plan_fingerprint=plan.fingerprint,
@@ -80,26 +109,26 @@ def merge(
                 reused=len(plan.layers),
             )
         tell.stage("download_model")
-        fetched = [fetch_model(plan, index, work.fetched, fetch) for index in range(len(plan.models))]
+        fetched = [fetch_model(plan, index, work.fetched, self.fetch) for index in range(len(plan.models))]
         for note in (note for each in fetched for note in each.notes):
             tell.note(note)
         folders = [each.folder for each in fetched]
         check_gains(plan, folders)
         tell.stage("merge_layer")
-        results = merge_layers(plan, folders, work.store, device, workers, tell)
+        workers = fit_workers(plan, choose_device(self.device).type, self.workers)
+        results = merge_layers(plan, folders, work.store, self.device, workers, tell)
         tell.stage("validate_merge")
         staged = assemble(plan, config, results, work)
         report = validate(staged, plan, results, trial=trial)
         report.raise_if_invalid()
         tell.stage("publish_merge")
-        publication = publish(staged, config, plan, work)
-    return MergeOutcome(
-        plan_fingerprint=plan.fingerprint,
-        publication=publication,
-        report=report,
-        layers=len(results),
-        reused=sum(result.reused for result in results),
-    )
+        return MergeOutcome(
+            plan_fingerprint=plan.fingerprint,
+            publication=publish(staged, config, plan, work),
+            report=report,
+            layers=len(results),
+            reused=sum(result.reused for result in results),
+        )
 
 
 def merge_layers(

@@ -50,6 +50,14 @@ class SourceCard(Value):
     """What is there and could not be used, in words."""
 
 
+class Origin(Value):
+    """A model that something is made of, and what it says of itself."""
+
+    repo: str | None
+    commit: str | None
+    card: SourceCard
+
+
 def read_source_card(location: Location) -> SourceCard:
     """Read a model's card and digest its notices; of a model on the Hub these small files are fetched.
 

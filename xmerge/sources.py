@@ -28,10 +28,14 @@ class Location(Value):
     folder: Path | None = None
     repo: str | None = None
     commit: str | None = None
+    metadata: Path | None = None
+    """Where its small files are, if not in its folder: an earlier stage of the recipe is still to make it."""
 
 
 def locate_model(reference: ModelReference, config_folder: Path | None = None) -> Location:
     """Find a model: a folder here, a folder beside the configuration, or a repository pinned to a commit.
+
+    `hf://org/name` is a repository whatever folders there are.
 
     Raises:
         CheckpointError: There is no such folder, and the name is none of a repository either.
@@ -94,12 +98,14 @@ def read_model(location: Location) -> Checkpoint:
     return _read_remote(location.repo, location.commit, location.label)
 
 
-def metadata_folder(location: Location) -> Path:
-    """A local folder with the model's config, tokenizer and side files."""
+def metadata_folder(location: Location, names: Collection[str] | None = None) -> Path:
+    """A local folder with the model's config, tokenizer and side files, or with the named ones of them."""
+    if location.metadata is not None:
+        return location.metadata
     if location.folder is not None:
         return location.folder
     assert location.repo is not None and location.commit is not None
-    return hub.fetch_metadata(location.repo, location.commit)
+    return hub.fetch_metadata(location.repo, location.commit, names)
 
 
 def _find_folder(path: str, config_folder: Path | None) -> Path | None:

@@ -50,6 +50,11 @@ class WorkFolder:
         return self.path / "plan.json"
 
 
+def name_work_folder(out: Path) -> Path:
+    """Where an output is worked on: beside it, so that one rename makes it appear."""
+    return out.with_name(f".{out.name}.xmerge")
+
+
 @contextlib.contextmanager
 def open_work_folder(out: Path, plan: MergePlan, store: Path | None = None) -> Iterator[WorkFolder]:
     """Lock the work folder of an output and hold the lock while working.
@@ -70,7 +75,7 @@ def open_work_folder(out: Path, plan: MergePlan, store: Path | None = None) -> I
     out = resolve_path(out)
     _refuse_inputs(out, plan)
     finished = is_finished(out, plan)
-    path = out.with_name(f".{out.name}.xmerge")
+    path = name_work_folder(out)
     own = Store(path / "store" if store is None else resolve_path(store))
     _refuse_store(own.path, out, plan)
     if finished and not exists(path):

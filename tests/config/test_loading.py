@@ -31,7 +31,7 @@ slices:
 """
 STACK = "merge_method: passthrough\nslices:\n- sources: [{model: a, layer_range: RANGE}]\n"
 TOP_KEYS = (
-    "architecture, base_model, chat_template, dtype, folds, globals, layer_map, merge_method, models, modules, "
+    "architecture, base_model, chat_template, dtype, folds, globals, layer_map, merge_method, models, modules, name, "
     "on_different_heads, on_mismatch, on_nonfinite, out_dtype, parameters, publish, random_seed, rng, slices, "
     "tokenizer, tokenizer_source, unlisted_layers"
 )
@@ -559,8 +559,8 @@ YAML = {
     "two documents": (
         f"{LINEAR}---\n{LINEAR}",
         (
-            "recipe.yml is not valid YAML: expected a single document in the stream, but found another document.\n"
-            "  at: recipe.yml, line 7"
+            "recipe.yml has 2 documents, and one configuration is asked for.\n  at: recipe.yml, line 8\n"
+            "  do: keep one of them; `xmerge merge` and `xmerge plan` take all as stages of one merge."
         ),
     ),
     "unknown alias": (

@@ -3,6 +3,7 @@
 from xmerge.architecture.differences import Class, Difference, find_differences, worst_class
 from xmerge.architecture.family import Family, TensorTemplate, Unfit, find_family, find_unfit, list_families
 from xmerge.architecture.models import (
+    ForeseenModel,
     ResolvedArchitecture,
     ResolvedModel,
     RolePart,
@@ -15,6 +16,7 @@ __all__ = [
     "Class",
     "Difference",
     "Family",
+    "ForeseenModel",
     "ResolvedArchitecture",
     "ResolvedModel",
     "RolePart",

@@ -20,6 +20,7 @@ from xmerge.architecture.traits import Traits
 from xmerge.checkpoints import Checkpoint, StoredTensor
 from xmerge.config import MergeConfig, ModelReference, list_mentions, locate_mention
 from xmerge.errors import CheckpointError, PlanError, XmergeError, nearest
+from xmerge.source_cards import Origin, SourceCard
 from xmerge.sources import Location, locate_model, read_model
 
 MOST_LAYERS = 10_000
@@ -100,6 +101,8 @@ class ResolvedModel:
     tensors: tuple[TensorSpec, ...]
     packed: Mapping[tuple[int | None, str], PackedWeight] = field(default_factory=dict)
     """(layer, role, or name with `{layer}`) -> what it holds packed."""
+    foreseen: ForeseenModel | None = None
+    """Set where an earlier stage of the recipe is going to make it."""
 
     @property
     def label(self) -> str:
@@ -187,6 +190,17 @@ class ResolvedModel:
 
 
 @dataclass(frozen=True)
+class ForeseenModel:
+    """A model that an earlier stage of the recipe is going to make, as its plan says."""
+
+    location: Location
+    checkpoint: Checkpoint
+    card: SourceCard
+    origins: tuple[Origin, ...]
+    """The models that it is made of, those that other stages make taken apart."""
+
+
+@dataclass(frozen=True)
 class ResolvedArchitecture:
     """All models of a configuration, in the order in which it names them, and which of them is the target."""
 
@@ -204,8 +218,12 @@ class ResolvedArchitecture:
         return self.references.index(reference)
 
 
-def resolve(config: MergeConfig) -> ResolvedArchitecture:
+def resolve(config: MergeConfig, foreseen: Mapping[str, ForeseenModel] | None = None) -> ResolvedArchitecture:
     """Find every model of a configuration and decide whose architecture the output has.
+
+    Args:
+        config: The configuration.
+        foreseen: Models that earlier stages are going to make, by name; such a name goes before a folder's.
 
     Raises:
         CheckpointError: A model is missing, damaged, or contradicts itself.
@@ -213,10 +231,11 @@ def resolve(config: MergeConfig) -> ResolvedArchitecture:
     """
     references = tuple(dict.fromkeys(list_references(config)))
     target = _choose_target(config, references)
-    locations = label_apart([_locate(config, reference) for reference in references])
+    known = foreseen or {}
+    locations = label_apart([_locate(config, reference, known) for reference in references])
     with garbage.left_alone():
         models = tuple(
-            describe_model(location, reference.override_architecture)
+            describe_model(location, reference.override_architecture, known.get(reference.model.path))
             for location, reference in zip(locations, references, strict=True)
         )
     return ResolvedArchitecture(models, references, references.index(target))
@@ -227,8 +246,10 @@ def list_references(config: MergeConfig) -> Iterator[ModelReference]:
     yield from (reference for _, reference in list_mentions(config))
 
 
-def _locate(config: MergeConfig, reference: ModelReference) -> Location:
+def _locate(config: MergeConfig, reference: ModelReference, foreseen: Mapping[str, ForeseenModel]) -> Location:
     """Find a model; an error says where the configuration names it."""
+    if reference.model.path in foreseen:
+        return foreseen[reference.model.path].location
     try:
         return locate_model(reference, config.source.folder)
     except XmergeError as error:
@@ -236,14 +257,27 @@ def _locate(config: MergeConfig, reference: ModelReference) -> Location:
         raise type(error)(error.what, where=where, why=error.why, remedy=error.remedy) from None
 
 
-def describe_model(location: Location, override: str | None = None) -> ResolvedModel:
+def describe_model(
+    location: Location, override: str | None = None, foreseen: ForeseenModel | None = None
+) -> ResolvedModel:
     """Read a model's config and headers, and say what each of its tensors does.
+
+    Args:
+        location: Where it is.
+        override: The class name that takes the place of the one in its config.json.
+        foreseen: What its config and headers are going to say, where an earlier stage makes it.
 
     Raises:
         CheckpointError: Something is missing, damaged, or config.json and headers contradict each other.
         PlanError: No family has the class `override`.
     """
-    checkpoint = read_model(location)
+    if foreseen is not None:
+        described = _describe(location, replace(foreseen.checkpoint, label=location.label), override)
+        return replace(described, foreseen=foreseen)
+    return _describe(location, read_model(location), override)
+
+
+def _describe(location: Location, checkpoint: Checkpoint, override: str | None) -> ResolvedModel:
     family = find_family(checkpoint.config, override)
     if family is None and override is not None:
         names = [name for each in list_families() for name in each.architectures]

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from xmerge.cli.orchestration import load_flow_command
-from xmerge.cli.plan import make_plan
+from xmerge.cli.plan import make_plans
 from xmerge.cli.progress import BarReporter, LineReporter, choose_reporter
 from xmerge.cli.screen import print_report
 from xmerge.errors import ConfigError
@@ -74,7 +74,8 @@ def _refuse_early(config: Path, out: Path, device: str, seed: int | None) -> Non
 
     if config.exists() and not config.is_file():
         raise ConfigError(f"{config} is no file that can be read again.", remedy="save the configuration to a file.")
-    is_finished(out.expanduser().absolute(), make_plan(config, seed))
+    place = out.expanduser().absolute()
+    is_finished(place, make_plans(config, place, seed)[-1].plan)
     if device not in ("auto", "cpu"):
         from xmerge.engine.devices import choose_device
 
@@ -82,16 +83,16 @@ def _refuse_early(config: Path, out: Path, device: str, seed: int | None) -> Non
 
 
 def _merge_directly(config: Path, out: Path, reporter: LineReporter | BarReporter, **options: Any) -> dict[str, Any]:
-    from xmerge.config import load_config
+    from xmerge.config import load_stages
     from xmerge.run import merge as run
     from xmerge.signals import stop_on_signals
 
-    loaded = load_config(config)
+    stages = load_stages(config)
     if options["seed"] is not None:
-        loaded = loaded.model_copy(update={"random_seed": options["seed"]})
+        stages = tuple(stage.model_copy(update={"random_seed": options["seed"]}) for stage in stages)
     with stop_on_signals():
         outcome = run(
-            loaded,
+            stages,
             out,
             device=options["device"],
             workers=options["workers"],

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,29 +13,45 @@ from xmerge.cli.screen import print_plan
 from xmerge.planning import MergePlan, summarize_plan
 from xmerge.planning.downloads import FETCH_MODES, Download, list_downloads
 
+if TYPE_CHECKING:
+    from xmerge.stages import Stage
+
 
 @click.command()
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the whole plan as data, tensor by tensor.")
 def plan(config: Path, as_json: bool) -> None:
     """Show every decision of the merge in CONFIG, with sizes; no weight is read or fetched."""
-    made = make_plan(config)
+    made = make_plans(config, Path("OUT"))
     if as_json:
-        click.echo(json.dumps(describe_plan(made)))
-    else:
-        print_plan(made)
+        click.echo(json.dumps(describe_plans(made)))
+        return
+    for number, stage in enumerate(made, start=1):
+        if len(made) > 1:
+            click.echo(f"stage {number} of {len(made)}: {stage.name or 'the output'}\n")
+        print_plan(stage.plan)
+        if number < len(made):
+            click.echo()
 
 
-def make_plan(path: Path, seed: int | None = None) -> MergePlan:
-    """The plan of the configuration in a file."""
-    from xmerge.architecture import resolve
-    from xmerge.config import load_config
-    from xmerge.planning import map_slices
+def make_plans(path: Path, out: Path, seed: int | None = None) -> tuple[Stage, ...]:
+    """The stages of the configuration in a file, planned; mostly it is the one."""
+    from xmerge.config import load_stages
+    from xmerge.stages import plan_stages
 
-    config = load_config(path)
+    configs = load_stages(path)
     if seed is not None:
-        config = config.model_copy(update={"random_seed": seed})
-    return map_slices(config, resolve(config))
+        configs = tuple(config.model_copy(update={"random_seed": seed}) for config in configs)
+    return plan_stages(configs, out)
+
+
+def describe_plans(stages: Sequence[Stage]) -> dict[str, object]:
+    """The output's plan as data, with those of the stages before it, if there are any."""
+    *earlier, last = stages
+    described = describe_plan(last.plan)
+    if earlier:
+        described["stages"] = [{"name": stage.name, **describe_plan(stage.plan)} for stage in earlier]
+    return described
 
 
 def describe_plan(made: MergePlan) -> dict[str, object]:

@@ -75,6 +75,7 @@ def _draw_models(plan: MergePlan) -> Table:
     for index, model in enumerate(plan.models):
         part = " (architecture)" if index == plan.target else ""
         origin = f"{model.repo}@{model.commit}" if model.repo else str(model.folder)
+        origin = origin if model.made_of is None else "an earlier stage"
         used = f"{show_bytes(model.bytes_used)} in {count(len(model.files), 'file')}"
         table.add_row(escape(model.label) + part, model.kind, str(model.layers), used, escape(origin))
     table.add_section()

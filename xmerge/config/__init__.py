@@ -1,6 +1,6 @@
 """The configuration: what a person writes, read strictly."""
 
-from xmerge.config.loading import load_config, parse_config, parse_reference
+from xmerge.config.loading import load_config, load_stages, parse_config, parse_reference, parse_stages
 from xmerge.config.mentions import list_mentions, locate_mention
 from xmerge.config.schema import (
     InputModel,
@@ -15,6 +15,7 @@ from xmerge.config.schema import (
     TokenizerConfig,
 )
 from xmerge.config.settings import FilteredValue, Parameters, Setting
+from xmerge.config.stages import list_needed
 
 __all__ = [
     "FilteredValue",
@@ -31,8 +32,11 @@ __all__ = [
     "SliceSource",
     "TokenizerConfig",
     "list_mentions",
+    "list_needed",
     "load_config",
+    "load_stages",
     "locate_mention",
     "parse_config",
     "parse_reference",
+    "parse_stages",
 ]

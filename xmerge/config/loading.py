@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -13,6 +14,7 @@ from pydantic_core import PydanticCustomError
 from xmerge.config.checking import Fault, find_faults
 from xmerge.config.schema import MergeConfig, ModelReference, parse_model_reference
 from xmerge.config.source import ConfigSource, Path, show_path
+from xmerge.config.stages import order_stages
 from xmerge.config.strict import show
 from xmerge.errors import ConfigError
 
@@ -27,6 +29,20 @@ def load_config(path: FilePath) -> MergeConfig:
     Raises:
         ConfigError: The file cannot be read, is no YAML, or says something that has no meaning.
     """
+    return parse_config(*_read_file(path))
+
+
+def load_stages(path: FilePath) -> tuple[MergeConfig, ...]:
+    """Read the configurations in a file, in an order in which each can be carried out; the last is the output's.
+
+    Raises:
+        ConfigError: As for one configuration, or they do not fit together.
+    """
+    return parse_stages(*_read_file(path))
+
+
+def _read_file(path: FilePath) -> tuple[str, str, FilePath]:
+    """The text of a file, its name, and the folder it is in."""
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
@@ -36,7 +52,7 @@ def load_config(path: FilePath) -> MergeConfig:
     if len(raw) > MAX_BYTES:
         raise ConfigError(f"{path} has more than {MAX_BYTES} bytes.", why="no merge configuration is that long.")
     try:
-        return parse_config(raw.decode("utf-8-sig"), path.name, path.resolve().parent)
+        return raw.decode("utf-8-sig"), path.name, path.resolve().parent
     except UnicodeDecodeError as error:
         told = f"{path} is not UTF-8 text: {error.reason} at byte {error.start}."
         raise ConfigError(told, remedy="save it in the encoding UTF-8.") from error
@@ -53,8 +69,43 @@ def parse_config(text: str, name: str = "the configuration", folder: FilePath | 
     Raises:
         ConfigError: The text is no YAML, or says something that has no meaning.
     """
-    data, lines = _read_yaml(text, name)
-    source = ConfigSource(name, text, lines, folder)
+    documents = _read_yaml(text, name)
+    if len(documents) > 1:
+        raise ConfigError(
+            f"{name} has {len(documents)} documents, and one configuration is asked for.",
+            where=f"{name}, line {documents[1].lines[()]}",
+            remedy="keep one of them; `xmerge merge` and `xmerge plan` take all as stages of one merge.",
+        )
+    return _make_config(documents[0], ConfigSource(name, text, documents[0].lines, folder))
+
+
+def parse_stages(text: str, name: str = "the configuration", folder: FilePath | None = None) -> tuple[MergeConfig, ...]:
+    """Read the documents of a text, which may use each other's outputs as models by their names.
+
+    Args:
+        text: YAML, of one document or several.
+        name: What errors call it.
+        folder: Where models are looked for, beside the current folder.
+
+    Returns:
+        The configurations in an order in which each can be carried out; the last one's output is the whole's, and its
+        text is the whole text.
+
+    Raises:
+        ConfigError: As for one configuration, or they do not fit together.
+    """
+    stages = order_stages(
+        [
+            _make_config(document, ConfigSource(name, document.text, document.lines, folder))
+            for document in _read_yaml(text, name)
+        ]
+    )
+    last = stages[-1]
+    return (*stages[:-1], last.with_source(replace(last.source, text=text)))
+
+
+def _make_config(document: _Document, source: ConfigSource) -> MergeConfig:
+    data, name = document.data, source.name
     if not isinstance(data, dict):
         raise ConfigError(
             f"{name} is not a merge configuration.",
@@ -86,11 +137,20 @@ def parse_reference(text: str) -> ModelReference:
         raise _tell([((), error.message())], source) from None
 
 
-def _read_yaml(text: str, name: str) -> tuple[Any, dict[Path, int]]:
+@dataclass(frozen=True)
+class _Document:
+    """One document of a YAML text, and in which lines of the whole text it says what."""
+
+    data: Any
+    lines: dict[Path, int]
+    text: str
+
+
+def _read_yaml(text: str, name: str) -> list[_Document]:
+    """The documents of a text that say anything; one that says nothing where none does."""
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        reader = _NodeReader(name)
-        return reader.read(node, ()) if node is not None else None, reader.lines
+        documents = [_read_document(node, text, name) for node in yaml.compose_all(text, Loader=yaml.SafeLoader)]
+        return [each for each in documents if each.data is not None] or [_Document(None, {}, text)]
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         told = ", ".join(part for part in (error.context, error.problem) if part)
@@ -102,6 +162,12 @@ def _read_yaml(text: str, name: str) -> tuple[Any, dict[Path, int]]:
         raise ConfigError(f"{name} is not text: it holds the character {character}.", where=f"{name}{line}") from None
     except RecursionError:
         raise ConfigError(f"{name} is nested too deeply to be a merge configuration.") from None
+
+
+def _read_document(node: yaml.Node, text: str, name: str) -> _Document:
+    reader = _NodeReader(name)
+    data = reader.read(node, ())
+    return _Document(data, reader.lines, text[node.start_mark.index : node.end_mark.index])
 
 
 _MERGE_TAG = "tag:yaml.org,2002:merge"

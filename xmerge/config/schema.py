@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -22,6 +23,10 @@ from xmerge.config.strict import Strict, complain, show
 from xmerge.errors import nearest
 
 FLOAT_DTYPES = ("bfloat16", "float16", "float32")
+STAGE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+"""Of a stage: also the name of a folder, and never that of a repository, which has a slash."""
+TAKEN_NAMES = ("base", "union")
+"""Words that mean something else where a model may be named."""
 
 
 class ModelPath(Strict):
@@ -336,6 +341,8 @@ def _list_methods(schema: dict[str, Any]) -> None:
 class MergeConfig(Strict):
     """A merge, as a person describes it."""
 
+    name: str | None = Field(default=None, json_schema_extra={"pattern": STAGE_NAME.pattern})
+    """What the other documents of the file call the output, to use it as a model."""
     merge_method: str = Field(json_schema_extra=_list_methods)
     """How tensors are combined; `xmerge methods` lists them."""
     models: tuple[InputModel, ...] = ()
@@ -396,6 +403,16 @@ class MergeConfig(Strict):
         copy = self.model_copy()
         copy._source = source  # noqa: SLF001 - Its own class.
         return copy
+
+    @field_validator("name")
+    @classmethod
+    def _is_plain(cls, name: str | None) -> str | None:
+        if name is not None and (not STAGE_NAME.fullmatch(name) or name in TAKEN_NAMES):
+            raise complain(
+                f"{show(name)} cannot be the name of a stage: letters, digits, '.', '_' and '-', up to 64, the first "
+                f"a letter or digit, and neither {' nor '.join(TAKEN_NAMES)}"
+            )
+        return name
 
     @model_validator(mode="after")
     def _exactly_one_way(self) -> Self:

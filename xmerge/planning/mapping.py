@@ -131,5 +131,6 @@ def _describe_model(model: ResolvedModel, files: list[str], used: int, foreign: 
             (shard.file, shard.size, shard.header_sha256, shard.modified_ns) for shard in model.checkpoint.shards
         ),
         dropped=foreign,
-        card=read_source_card(location),
+        card=model.foreseen.card if model.foreseen else read_source_card(location),
+        made_of=model.foreseen.origins if model.foreseen else None,
     )

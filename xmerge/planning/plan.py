@@ -12,7 +12,7 @@ from xmerge import garbage
 from xmerge.architecture.differences import Class, worst_class
 from xmerge.checkpoints.headers import DTYPE_BITS, build_header, size_of
 from xmerge.licences import Notice, Verdict, judge_licences, name_notices
-from xmerge.source_cards import SourceCard
+from xmerge.source_cards import Origin, SourceCard
 from xmerge.values import Value, fingerprint_json
 
 ENGINE_VERSION = 2
@@ -283,6 +283,15 @@ class PlannedModel(Value):
     """Components that the target does not have: foreign tensors, not carried over."""
     card: SourceCard = SourceCard()
     """What it says of itself, and of its licence."""
+    made_of: tuple[Origin, ...] | None = None
+    """For the output of an earlier stage, what that is made of."""
+
+    @property
+    def origins(self) -> tuple[Origin, ...]:
+        """The models that it is made of, or is."""
+        if self.made_of is not None:
+            return self.made_of
+        return (Origin(repo=self.repo, commit=self.commit, card=self.card),)
 
 
 class MergePlan(Value):
@@ -326,7 +335,7 @@ class MergePlan(Value):
     @cached_property
     def licensing(self) -> Verdict:
         """What the models' licences say of their merge."""
-        return judge_licences([model.card for model in self.models])
+        return judge_licences([origin.card for model in self.models for origin in model.origins])
 
     @cached_property
     def notices(self) -> tuple[Notice, ...]:

@@ -18,7 +18,7 @@ def refuse_conflicts(config: MergeConfig, models: Sequence[PlannedModel]) -> Non
     """
     if config.publish is None:
         return
-    verdict = judge_licences([model.card for model in models])
+    verdict = judge_licences([origin.card for model in models for origin in model.origins])
     unacknowledged = list_open_conflicts(verdict.conflicts, config.publish.acknowledge)
     if unacknowledged:
         names = ", ".join(conflict.licence for conflict in unacknowledged)
@@ -42,7 +42,7 @@ def warn_of_name(config: MergeConfig, models: Sequence[PlannedModel]) -> Iterato
     if config.publish is None:
         return
     name = config.publish.repo.rpartition("/")[2]
-    for beginning in judge_licences([model.card for model in models]).begins:
+    for beginning in judge_licences([origin.card for model in models for origin in model.origins]).begins:
         if not _only_letters(name).startswith(_only_letters(beginning)):
             yield (
                 f"a licence of these models wants the name of what is published to begin with '{beginning}', and "
