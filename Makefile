@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export DO_NOT_TRACK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test quick thorough faults demo lint types format wheel-check clean
+.PHONY: help setup test quick thorough faults fuzz demo lint types format wheel-check clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ quick: $(STAMP)  ## the quick tests only
 faults: $(STAMP)  ## fail, kill or cut the power at every call that a small merge makes to the disk
 	$(BIN)/python -m tests.reliability.every_call
 	$(BIN)/python -m tests.reliability.every_crash
+
+fuzz: $(STAMP)  ## read a million damaged and hostile headers, indexes, config.json and recipes
+	$(BIN)/python -m tests.reliability.fuzz
 
 thorough: $(STAMP)  ## the quick tests with a thousand examples of each law, drawn anew
 	$(BIN)/python -m pytest -m 'not slow' -n auto --hypothesis-profile thorough

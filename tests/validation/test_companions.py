@@ -109,3 +109,14 @@ def test_a_unigram_model_numbers_by_place(tmp_path):
     assert [each.code for each in check(tmp_path, {"tokenizer.json": {"model": {"vocab": pieces}}})] == ["vocabulary"]
     fitting = {"tokenizer.json": {"model": {"vocab": pieces[:32]}}}
     assert check(tmp_path / "fitting", fitting) == []
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.jinja"])
+def test_a_link_out_of_the_checkpoint_is_a_finding(tmp_path, name):
+    """A companion that is a link to a file of somebody else is not read."""
+    (tmp_path / "secret").write_text("{}")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / name).symlink_to(tmp_path / "secret")
+    (found,) = check(tmp_path / "model", {})
+    assert found.code == "damaged"
+    assert found.text.startswith(f"{name} is a link that leads out of its folder; {tmp_path / 'secret'}; ")

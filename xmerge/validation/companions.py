@@ -5,6 +5,7 @@ Templates are read as text: they are programs, and none is ever run.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -48,11 +49,16 @@ class Companions:
 
     @cached_property
     def _read(self) -> tuple[dict[str, dict[str, Any]], tuple[Finding, ...]]:
-        read, damage = {}, []
-        for name in (TOKENIZER, TOKENIZER_CONFIG, GENERATION, OLD_TEMPLATE):
-            if (self.folder / name).exists():
+        read: dict[str, dict[str, Any]] = {}
+        damage = []
+        for name in (TOKENIZER, TOKENIZER_CONFIG, GENERATION, TEMPLATE, OLD_TEMPLATE):
+            path = self.folder / name
+            if os.path.lexists(path):
                 try:
-                    read[name] = read_json_object(self.folder / name, name, LARGE)
+                    is_text = name == TEMPLATE
+                    read[name] = (
+                        {"chat_template": read_text(path, name)} if is_text else read_json_object(path, name, LARGE)
+                    )
                 except CheckpointError as error:
                     damage.append(tell_damage(error))
         return read, tuple(damage)
@@ -86,9 +92,7 @@ class Companions:
     @property
     def templates(self) -> Mapping[str, str]:
         """Chat templates, by the file that holds one."""
-        found = {name: self.get(name).get("chat_template") for name in (OLD_TEMPLATE, TOKENIZER_CONFIG)}
-        if (self.folder / TEMPLATE).is_file():
-            found = {TEMPLATE: read_text(self.folder / TEMPLATE, TEMPLATE), **found}
+        found = {name: self.get(name).get("chat_template") for name in (TEMPLATE, OLD_TEMPLATE, TOKENIZER_CONFIG)}
         return {name: text for name, text in found.items() if isinstance(text, str)}
 
 
