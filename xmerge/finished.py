@@ -11,9 +11,10 @@ from typing import Any
 from xmerge import disk
 from xmerge.checkpoints.checkpoint import INDEX_NAME
 from xmerge.errors import OutputExistsError, StorageError
-from xmerge.files import digest_files, encode, hash_file, read_bytes, storage_error
+from xmerge.files import hash_file, storage_error
 from xmerge.planning.plan import MergePlan
 from xmerge.provenance import PROVENANCE_NAME, read_provenance
+from xmerge.source_cards import CARD_NAME
 
 CHAT_TEMPLATE_NAME = "chat_template.jinja"
 READERS = 4
@@ -49,13 +50,15 @@ def is_finished(out: Path, plan: MergePlan) -> bool:
             remedy="name another output, or remove it yourself.",
         )
     _refuse_another_merge(out, plan, provenance)
-    _refuse_damage(out, [shard["file"] for shard in provenance["shards"] if not _has_size(out, shard)])
-    _refuse_damage(out, [name for name in (*draw_texts(plan), *plan.side_files) if not (out / name).is_file()])
+    damaged = [shard["file"] for shard in provenance["shards"] if not _has_size(out, shard)]
+    damaged += [name for name in (*draw_texts(plan), *plan.side_files) if not (out / name).is_file()]
+    if damaged:
+        raise _tell_damage(out, damaged)
     return True
 
 
-def check_contents(out: Path, plan: MergePlan) -> None:
-    """Read a finished output from end to end.
+def check_contents(out: Path) -> None:
+    """Read a finished output from end to end, but for its card, which people may write on.
 
     Raises:
         OutputExistsError: Some of its bytes are not the ones that were written.
@@ -63,19 +66,19 @@ def check_contents(out: Path, plan: MergePlan) -> None:
         Interrupted: A stop was requested.
     """
     provenance = read_provenance(out)
+    if provenance is None or not isinstance(provenance.get("files"), dict):
+        raise _tell_damage(out, [PROVENANCE_NAME])
+    digests = {shard["file"]: shard["sha256"] for shard in provenance["shards"]} | provenance["files"]
+    digests.pop(CARD_NAME, None)
     try:
-        shards = provenance["shards"] if provenance else []
+        present = disk.listdir(out)
         with ThreadPoolExecutor(READERS, thread_name_prefix="digest") as pool:
-            digests = list(pool.map(lambda shard: hash_file(out / shard["file"])[1], shards))
-        damaged = [shard["file"] for shard, digest in zip(shards, digests, strict=True) if shard["sha256"] != digest]
-        damaged += [name for name, text in draw_texts(plan).items() if read_bytes(out / name) != encode(text)]
-        # A template of the configuration's own takes the place of one of the files that were digested together.
-        if draw_texts(plan).keys().isdisjoint(plan.side_files):
-            whole = digest_files(out, plan.side_files) == plan.side_files_digest
-            damaged += [] if whole else [f"one of {', '.join(plan.side_files)}"]
+            whole = pool.map(lambda name: name in present and hash_file(out / name)[1] == digests[name], digests)
+            damaged = [name for name, is_whole in zip(digests, whole, strict=True) if not is_whole]
     except OSError as error:
         raise storage_error(error, out, doing="read") from error
-    _refuse_damage(out, damaged if provenance else [PROVENANCE_NAME])
+    if damaged:
+        raise _tell_damage(out, damaged)
 
 
 def draw_texts(plan: MergePlan) -> dict[str, str]:
@@ -128,13 +131,12 @@ def _refuse_another_merge(out: Path, plan: MergePlan, provenance: dict[str, Any]
         )
 
 
-def _refuse_damage(out: Path, damaged: list[str]) -> None:
-    if damaged:
-        more = f" and {len(damaged) - 3} more" if len(damaged) > 3 else ""
-        raise OutputExistsError(
-            f"{out} is this merge's output and has lost or changed {', '.join(damaged[:3])}{more}.",
-            remedy="remove the folder and run again.",
-        )
+def _tell_damage(out: Path, damaged: list[str]) -> OutputExistsError:
+    more = f" and {len(damaged) - 3} more" if len(damaged) > 3 else ""
+    return OutputExistsError(
+        f"{out} is this merge's output and has lost or changed {', '.join(damaged[:3])}{more}.",
+        remedy="remove the folder and run again.",
+    )
 
 
 def _has_size(out: Path, shard: dict[str, Any]) -> bool:

@@ -79,7 +79,7 @@ def open_work_folder(out: Path, plan: MergePlan, store: Path | None = None) -> I
     own = Store(path / "store" if store is None else resolve_path(store))
     _refuse_store(own.path, out, plan)
     if finished and not exists(path):
-        check_contents(out, plan)
+        check_contents(out)
         yield WorkFolder(out, path, own, finished=True)
         return
     missing = _list_missing(path)
@@ -90,7 +90,7 @@ def open_work_folder(out: Path, plan: MergePlan, store: Path | None = None) -> I
             try:
                 remove_tree(work.staged)
                 if work.finished:
-                    check_contents(out, plan)
+                    check_contents(out)
                 else:
                     _prepare_store(work)
                     space.enter_context(_take_space(work, plan))

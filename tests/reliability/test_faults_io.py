@@ -209,7 +209,7 @@ def test_fault_18_a_disk_that_is_full_at_any_write_is_told_and_resumed_with_more
 
 def test_fault_18_space_that_is_held_cannot_be_taken_meanwhile(tmp_path, models, whole, monkeypatch):
     """Whoever fills the disk while the layers are made does not keep them, nor the output, from being finished."""
-    with mount(tmp_path / "disk", "-t", "tmpfs", "-o", "size=512k", "xmerge") as place:
+    with mount(tmp_path / "disk", "-t", "tmpfs", "-o", "size=4m", "xmerge") as place:
         act_before_second_layer(monkeypatch, lambda: fill(place / "theirs"))
         run(models, place / "out", workers=1)
         assert digest_files(place / "out") == whole
