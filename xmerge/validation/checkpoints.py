@@ -93,8 +93,7 @@ def _report_contradictions(folder: Path, checkpoint: Checkpoint, error: Checkpoi
     try:
         axes = family.read_axes(config, checkpoint.label)
     except CheckpointError as fault:
-        finding = Finding(code="config", text=str(fault), remedy=fault.remedy or "complete config.json.")
-        return ValidationReport(findings=(finding,), facts=())
+        return ValidationReport(findings=(tell_damage(fault, "config"),), facts=())
     tied = family.is_tied(config, checkpoint.tensors)
     findings = (
         *check_family(checkpoint, family, axes, tied=tied),

@@ -47,10 +47,10 @@ def list_damage(folder: Path, label: str) -> Iterator[Finding]:
     yield from _list_contradictions(headers, index)
 
 
-def tell_damage(error: CheckpointError) -> Finding:
+def tell_damage(error: CheckpointError, code: str = "damaged") -> Finding:
     """What a reader refused, as a finding."""
     text = "; ".join(part.rstrip(".") for part in (error.what, error.where, error.why) if part)
-    return Finding(code="damaged", text=f"{text}.", remedy=error.remedy or "fetch or make it again.")
+    return Finding(code=code, text=f"{text}.", remedy=error.remedy or "fetch or make it again.")
 
 
 def _list_contradictions(
