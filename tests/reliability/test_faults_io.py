@@ -41,7 +41,7 @@ OTHER_RECIPE = RECIPE.replace("0.3", "0.6")
 SECONDS_TO_STOP = 2.0 * (3 if "CI" in os.environ or "PYTEST_XDIST_WORKER" in os.environ else 1)
 
 COMMAND = """
-import sys, time
+import errno, os, sys, time
 from xmerge import disk
 from xmerge.cli import main
 
@@ -51,7 +51,12 @@ def read_slowly(*args):
     time.sleep(pause)
     return real(*args)
 
+def refuse_to_lock(*args):
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
 disk.preadv = read_slowly
+if "WITHOUT_LOCKS" in os.environ:
+    disk.flock = refuse_to_lock
 main()
 """
 
@@ -355,19 +360,36 @@ def test_fault_22_after_the_change_nothing_of_the_old_source_is_used(tmp_path, m
 # --- 23: two runs on one output, two recipes on one store ----------------------------------------------
 
 
+@pytest.fixture(params=["locks", "no locks"])
+def locks(request) -> dict[str, str]:
+    """The environment of commands on a file system with the kernel's locks, and on one without."""
+    return {} if request.param == "locks" else {"WITHOUT_LOCKS": "1"}
+
+
 @pytest.mark.slow
-def test_fault_23_two_commands_on_one_output_and_a_dead_one(tmp_path, models, whole):
+def test_fault_23_two_commands_on_one_output_and_a_dead_one(tmp_path, models, whole, locks):
     """The second is exit 5 and names the first; when the first is killed its place is taken, its layers are used."""
-    first = start_command(models, tmp_path / "out", pause=0.1)
+    first = start_command(models, tmp_path / "out", pause=0.1, variables=locks)
     wait_for_layer(tmp_path / "out")
-    ended, said = finish(start_command(models, tmp_path / "out"))
+    ended, said = finish(start_command(models, tmp_path / "out", variables=locks))
     assert ended == InUseError.exit_code == 5
     assert f"is being merged by process {first.pid} on " in said
     first.kill()
     first.communicate()
-    ended, said = finish(start_command(models, tmp_path / "out"))
+    ended, said = finish(start_command(models, tmp_path / "out", variables=locks))
     assert ended == 0
     assert digest_files(tmp_path / "out") == whole
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.slow
+def test_fault_23_commands_that_start_at_once_do_not_meet(tmp_path, models, whole, locks):
+    """However they are interleaved each has made the output, found it made, or been turned away; it is whole."""
+    started = [start_command(models, tmp_path / "out", pause=0.003, variables=locks) for _ in range(4)]
+    assert {finish(each)[0] for each in started} <= {0, InUseError.exit_code}
+    assert finish(start_command(models, tmp_path / "out", variables=locks))[0] == 0
+    assert digest_files(tmp_path / "out") == whole
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 @pytest.mark.slow
