@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.settings import apply_settings
-from xmerge.config import load_config
+from xmerge.config import load_stages
 from xmerge.errors import XmergeError
 from xmerge.interrupt import clear_stop
 from xmerge.progress import Reporter
@@ -60,7 +60,7 @@ def run_merge(
     """
     clear_stop()
     apply_settings()
-    load_config(config_path)
+    load_stages(config_path)
     parameters = {
         "recipe": str(config_path.absolute()),
         "out": str(out.absolute()),

@@ -1,13 +1,14 @@
 """The flow `merge_models`: a merge as six steps that Prefect retries, resumes, schedules and shows.
 
 resolve_architecture -> map_slices -> download_model (each model) -> merge_layer (each unit) -> validate_merge
--> publish_merge
+-> publish_merge; of a recipe with several stages, all are planned first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 from uuid import UUID
@@ -19,22 +20,23 @@ from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture
 from prefect.states import Cancelled
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
-from prefect.utilities.annotations import opaque
+from prefect.utilities.annotations import opaque, quote
 from pydantic import Field
 
 from flows.reporting import RunWatch, current_watch
 from flows.secrets import token_from_block
-from flows.steps import MergeSteps
+from flows.steps import MergeSteps, RunOptions
 from tasks.artifacts import try_to_show
 from tasks.map import map_slices
 from tasks.markdown import show_plain
-from tasks.recipes import Recipe, read_recipe
+from tasks.recipes import Recipe, parse_recipe, read_recipe
 from tasks.resolve import resolve_architecture
 from xmerge.errors import Interrupted
 from xmerge.hub.faults import quiet_loggers
 from xmerge.interrupt import clear_stop, request_stop
 from xmerge.planning import MergePlan
 from xmerge.planning.downloads import FetchMode
+from xmerge.stages import Stage, foresee_needed, open_stage, sweep_stages
 from xmerge.work import open_work_folder
 
 THREADS: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=64)
@@ -78,10 +80,11 @@ def merge_models(
     quiet_loggers()
     with _others_stop_on_failure():
         try:
-            given = read_recipe(recipe, seed)
-            place, kept = Path(out), Path(store) if store else None
+            options = RunOptions(device, workers, trial, fetch)
             with token_from_block():
-                watch.outcome = _merge(watch, given, place, kept, device, workers, trial, fetch)
+                watch.outcome = _merge(
+                    watch, read_recipe(recipe, seed), Path(out), Path(store) if store else None, options
+                )
         except Interrupted as error:
             watch.failure = error
             return Cancelled(name="Interrupted", message=str(error))
@@ -92,27 +95,44 @@ def merge_models(
 
 
 def _merge(
-    watch: RunWatch,
-    recipe: Recipe,
-    out: Path,
-    store: Path | None,
-    device: str,
-    workers: int,
-    trial: bool,
-    fetch: FetchMode,
+    watch: RunWatch, recipes: Sequence[Recipe], out: Path, store: Path | None, options: RunOptions
 ) -> dict[str, Any]:
-    watch.reporter.stage("resolve_architecture")
-    architecture: PrefectFuture[Any] = resolve_architecture.submit(recipe)
-    architecture.result()
-    watch.reporter.stage("map_slices")
-    # opaque: Prefect would look for futures in every tensor of every model.
-    planned: PrefectFuture[MergePlan] = map_slices.submit(recipe, opaque(architecture), return_state=False)
-    watch.task_runs += 2
-    plan = planned.result()
-    watch.flow_run_name = _name_run(plan, out)
-    watch.reporter.plan_ready(plan)
-    with open_work_folder(out, plan, store) as work:
-        return MergeSteps(recipe, plan, work, watch).carry_out(planned, device, workers, trial, fetch)
+    stages, planned = _plan(watch, recipes, out)
+    last = stages[-1]
+    watch.flow_run_name = _name_run(last.plan, out)
+    with open_work_folder(out, last.plan, store) as work:
+        earlier, made, after = () if work.finished else stages[:-1], list[dict[str, Any]](), list(planned)
+        sweep_stages(earlier, work)
+        for recipe, stage in zip(recipes, earlier, strict=False):
+            watch.reporter.note(f"stage {stage.name}:")
+            watch.reporter.plan_ready(stage.plan)
+            with open_stage(stage, work) as inner:
+                steps = MergeSteps(recipe, stage.plan, inner, watch, stage.name)
+                made.append(steps.carry_out(after, replace(options, trial=False)))
+            after = steps.last
+        watch.reporter.plan_ready(last.plan)
+        outcome = MergeSteps(recipes[-1], last.plan, work, watch).carry_out(after, options)
+    return outcome | {key: sum(each[key] for each in (*made, outcome)) for key in ("layers", "reused")}
+
+
+def _plan(watch: RunWatch, recipes: Sequence[Recipe], out: Path) -> tuple[list[Stage], list[PrefectFuture[Any]]]:
+    """Plan every stage before any weight is read; the stages, and the last task run of each."""
+    planned, futures = dict[str, Stage](), list[PrefectFuture[Any]]()
+    for recipe in recipes:
+        watch.reporter.stage("resolve_architecture")
+        # quote and opaque: Prefect would look for futures in every tensor of every model.
+        foreseen = quote(foresee_needed(parse_recipe(recipe), planned, out))
+        architecture: PrefectFuture[Any] = resolve_architecture.submit(
+            recipe, foreseen, wait_for=futures[-1:], return_state=False
+        )
+        architecture.result()
+        watch.reporter.stage("map_slices")
+        made: PrefectFuture[Stage] = map_slices.submit(recipe, opaque(architecture), return_state=False)
+        watch.task_runs += 2
+        stage = made.result()
+        planned[stage.name] = stage
+        futures.append(made)
+    return list(planned.values()), futures
 
 
 def _run_id() -> UUID:

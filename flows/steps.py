@@ -44,29 +44,41 @@ class Unit:
     """Whether its record speaks of an entry of the store that is gone or damaged."""
 
 
+@dataclass(frozen=True)
+class RunOptions:
+    """How a merge is carried out; no byte of the output depends on it."""
+
+    device: str = "auto"
+    workers: int = 2
+    trial: bool = True
+    fetch: FetchMode = "auto"
+
+
 @dataclass
 class MergeSteps:
-    """One merge, from its plan to a folder in its place."""
+    """One stage of a merge, from its plan to a folder in its place."""
 
     recipe: Recipe
     plan: MergePlan
     work: WorkFolder
     watch: RunWatch
+    stage: str = ""
+    """What its layers are listed under, where there are several stages."""
     results: dict[int, LayerResult] = field(default_factory=dict)
+    last: Futures = field(default_factory=list)
+    """Its last task run, when it has been carried out."""
 
-    def carry_out(
-        self, planned: PrefectFuture[Any], device: str, workers: int, trial: bool, fetch: FetchMode
-    ) -> dict[str, Any]:
+    def carry_out(self, after: Futures, options: RunOptions) -> dict[str, Any]:
         """Do what is to be done; what there is to say about it, in a few plain values."""
         if self.work.finished:
             self.watch.reporter.note(f"{self.work.out} is this merge already: nothing is to be merged.")
-            return self.describe(None, self.publish([planned]))
-        slots = count_slots(self.plan, device, workers)
-        downloads = self.download_models(planned, fetch)
+            return self.describe(None, self.publish(after))
+        slots = count_slots(self.plan, options.device, options.workers)
+        downloads = self.download_models(after, options.fetch)
         folders = self.take_folders(downloads)
         self.check_sources(folders)
-        merged = self.merge_layers(downloads, folders, device, slots)
-        checked = self.validate(merged, trial)
+        merged = self.merge_layers(downloads, folders, options.device, slots)
+        checked = self.validate(merged, options.trial)
         return self.describe(checked.result(), self.publish([checked]))
 
     def describe(self, report: dict[str, Any] | None, publication: dict[str, Any]) -> dict[str, Any]:
@@ -79,7 +91,7 @@ class MergeSteps:
             "reused": self.count_reused() if report else len(self.plan.layers),
         }
 
-    def download_models(self, planned: PrefectFuture[Any], fetch: FetchMode) -> Futures:
+    def download_models(self, after: Futures, fetch: FetchMode) -> Futures:
         """Bring every model's shards to this machine, all models at once."""
         self.watch.reporter.stage("download_model")
         write_plan(self.work, self.plan)
@@ -92,7 +104,7 @@ class MergeSteps:
                 model=show_plain(model.label),
                 parts_folder=str(self.work.fetched),
                 fetch=fetch,
-                wait_for=[planned],
+                wait_for=after,
             )
             for index, model in enumerate(self.plan.models)
         ]
@@ -137,7 +149,8 @@ class MergeSteps:
         recorded = (self.work.records / record_key(name)).exists()
         refresh = recorded and any(self.work.store.find(self.plan, index, places) is None for index in pack)
         first, last = self.plan.layers[pack[0]].label, self.plan.layers[pack[-1]].label
-        return Unit(pack, name, first if first == last else f"{first} to {last}", refresh)
+        label = first if first == last else f"{first} to {last}"
+        return Unit(pack, name, f"{self.stage}: {label}" if self.stage else label, refresh)
 
     def submit_unit(self, unit: Unit, downloads: Futures, folders: list[str], device: str) -> PrefectFuture[Any]:
         """Submit one unit. Its record goes where the units are, so that both are moved or forgotten together."""
@@ -184,6 +197,7 @@ class MergeSteps:
         """Give the output its name, and upload it if the recipe says so."""
         self.watch.reporter.stage("publish_merge")
         published = self.submit(publish_merge, self.recipe, quote(self.plan), quote(self.work), wait_for=after)
+        self.last = [published]
         return dict(published.result())
 
     def submit(self, task: Task[..., Any], *args: Any, **kwargs: Any) -> PrefectFuture[Any]:

@@ -8,15 +8,15 @@ from prefect.logging import get_run_logger
 
 from tasks.artifacts import show_plan
 from tasks.recipes import Recipe, parse_recipe
-from xmerge import planning
 from xmerge.architecture import ResolvedArchitecture
-from xmerge.planning import MergePlan
+from xmerge.stages import Stage, plan_stage
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
-def map_slices(recipe: Recipe, architecture: ResolvedArchitecture) -> MergePlan:
-    """Make the plan, and show it."""
-    plan = planning.map_slices(parse_recipe(recipe), architecture)
+def map_slices(recipe: Recipe, architecture: ResolvedArchitecture) -> Stage:
+    """Make the plan of a stage, and show it."""
+    stage = plan_stage(parse_recipe(recipe), architecture)
+    plan = stage.plan
     get_run_logger().info("plan %s: %s, %d shards", plan.fingerprint[:12], plan.title, len(plan.layers))
     show_plan(plan)
-    return plan
+    return stage

@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypedDict
 
-from xmerge.config import MergeConfig, load_config, parse_config
+from xmerge.config import MergeConfig, load_stages, parse_stages
 
 
 class Recipe(TypedDict):
-    """Plain text, so that it can go to any worker; parsed wherever it is used."""
+    """One stage of it, mostly the only one: plain text, so that it can go to any worker; parsed wherever it is used."""
 
     text: str
+    """Of all stages."""
+    stage: int
+    """Which of them, in the order in which they are carried out."""
     name: str
     """What errors call it."""
     folder: str | None
@@ -20,19 +23,24 @@ class Recipe(TypedDict):
     """Takes the place of `random_seed`, if given."""
 
 
-def read_recipe(given: str, seed: int | None) -> Recipe:
-    """The recipe in a file, or the recipe itself where it is given as text. The file is read once.
+def read_recipe(given: str, seed: int | None) -> list[Recipe]:
+    """The stages of the recipe in a file, or of the recipe itself where it is given as text. The file is read once.
 
     Raises:
         ConfigError: It cannot be read, or has no meaning.
     """
     is_text = "\n" in given.strip() or given.lstrip().startswith("{")
-    source = (parse_config(given, "the recipe") if is_text else load_config(Path(given.strip()).expanduser())).source
+    stages = parse_stages(given, "the recipe") if is_text else load_stages(Path(given.strip()).expanduser())
+    source = stages[-1].source
     folder = str(source.folder) if source.folder else None
-    return Recipe(text=source.text, name=source.name, folder=folder, seed=seed)
+    return [
+        Recipe(text=source.text, stage=stage, name=source.name, folder=folder, seed=seed)
+        for stage in range(len(stages))
+    ]
 
 
 def parse_recipe(recipe: Recipe) -> MergeConfig:
     """The configuration that a recipe says, with the seed that goes with it."""
-    config = parse_config(recipe["text"], recipe["name"], Path(recipe["folder"]) if recipe["folder"] else None)
+    folder = Path(recipe["folder"]) if recipe["folder"] else None
+    config = parse_stages(recipe["text"], recipe["name"], folder)[recipe["stage"]]
     return config if recipe["seed"] is None else config.model_copy(update={"random_seed": recipe["seed"]})

@@ -8,7 +8,7 @@ from prefect.logging import get_run_logger
 
 from tasks.recipes import Recipe, parse_recipe
 from tasks.retrying import is_worth_retrying
-from xmerge.architecture import ResolvedArchitecture, resolve
+from xmerge.architecture import ForeseenModel, ResolvedArchitecture, resolve
 
 
 # Its result stays in the process: what the models are is asked anew in every run, since a branch moves.
@@ -20,8 +20,11 @@ from xmerge.architecture import ResolvedArchitecture, resolve
     retry_jitter_factor=0.5,
     retry_condition_fn=is_worth_retrying,
 )
-def resolve_architecture(recipe: Recipe) -> ResolvedArchitecture:
-    """Find the models and decide the output's architecture, from their configs and headers."""
-    architecture = resolve(parse_recipe(recipe))
+def resolve_architecture(recipe: Recipe, foreseen: dict[str, ForeseenModel]) -> ResolvedArchitecture:
+    """Find the models and decide the output's architecture, from their configs and headers.
+
+    Those that earlier stages are going to make are given by name.
+    """
+    architecture = resolve(parse_recipe(recipe), foreseen)
     get_run_logger().info("the output has the architecture of %s", architecture.target.label)
     return architecture

@@ -97,7 +97,7 @@ def test_a_recipe_is_a_path_or_text(tmp_path):
     text = '{"merge_method": "linear", "models": [{"model": "a", "parameters": {"weight": 1}}]}'
     path = tmp_path / "recipe.yml"
     path.write_text(text, encoding="utf-8")
-    from_file, from_text = read_recipe(str(path), None), read_recipe(text, 7)
+    (from_file,), (from_text,) = read_recipe(str(path), None), read_recipe(text, 7)
     assert (from_file["text"], from_file["name"], from_file["folder"]) == (text, "recipe.yml", str(tmp_path))
     assert (from_text["text"], from_text["folder"]) == (text, None)
     assert parse_recipe(from_file).source.folder == tmp_path
