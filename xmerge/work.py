@@ -67,7 +67,7 @@ def open_work_folder(out: Path, plan: MergePlan, store: Path | None = None) -> I
         store: A store to keep and share; default: one in the work folder, which goes away with it.
 
     Raises:
-        OutputExistsError: `out` holds something that this plan did not make, or is or lies in an input.
+        OutputExistsError: `out` holds something that this plan did not make, or an input, or is or lies in one.
         PlanError: The store is no place for a store.
         InUseError: Another run holds the output.
         StorageError: The folder cannot be made, or the disk has no room for the output.
