@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tests.small_merges import RECIPE, make_plan, run, write_models
 from xmerge.card import draw_card, draw_table, escape
 from xmerge.engine import LayerResult, TensorResult
+from xmerge.source_cards import SourceCard
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +110,54 @@ def test_a_repository_is_a_text_in_the_front_matter(models, repo):
     card = draw(models, repo=repo, commit="0" * 40)
     metadata = yaml.safe_load(card.split("---\n")[1])
     assert metadata["base_model"] == [repo] and metadata["base_model_relation"] == "merge"
+
+
+def test_the_metadata_is_that_of_all_sources(models):
+    """Languages and data sets of all, each once; the base's task; one licence where all have it, else `other`."""
+    llama = SourceCard(licence="mit", languages=("en", "no"), datasets=("org/a",), pipeline_tag="text2text-generation")
+    qwen3 = SourceCard(licence="mit", languages=("zh", "en"), datasets=("org/a", "org/b"), pipeline_tag="x")
+    said = read_metadata(draw_with(models, llama, qwen3))
+    assert said["language"] == ["en", "no", "zh"]
+    assert said["datasets"] == ["org/a", "org/b"]
+    assert said["pipeline_tag"] == "text2text-generation" and said["license"] == "mit"
+    said = read_metadata(draw_with(models, llama, SourceCard(licence="gemma")))
+    assert said["license"] == "other" and "license_name" not in said
+    assert "license" not in read_metadata(draw_with(models, SourceCard(), SourceCard()))
+
+
+def test_the_licences_are_told_with_what_they_ask_for(models):
+    """Each model's licence with its text, words to be shown, conflicts, and what is not known; no legal advice."""
+    card = draw_with(models, SourceCard(licence="llama3"), SourceCard(licence="house-rules", unread=("LICENSE: big",)))
+    assert card.index("**Built with Meta Llama 3**") < card.index("## What came from where")
+    for text in (
+        "- llama: Meta Llama 3 Community License, <https://www.llama.com/llama3/license/>\n",
+        "- qwen3: house-rules\n",
+        "Forbids this merge to be passed on: Meta Llama 3 Community License: section 1.b.v",
+        "Of the licence of qwen3 nothing is known here",
+        "- qwen3, LICENSE: big.",
+        "not legal advice",
+    ):
+        assert text in card, text
+
+
+def test_the_commits_of_the_sources_are_part_of_how_to_make_it_again(models):
+    """A branch that a recipe names moves; the commit that it stood at does not."""
+    card = draw(models, repo="org/llama", commit="0" * 40)
+    assert f"`org/llama@{'0' * 40}`" in card.split("## How to make it again")[1]
+
+
+def read_metadata(card: str) -> dict[str, object]:
+    """What the Hub reads of a card."""
+    metadata = yaml.safe_load(card.split("---\n")[1])
+    assert isinstance(metadata, dict)
+    return metadata
+
+
+def draw_with(models, *cards: SourceCard) -> str:
+    """The card of a merge whose sources have these cards."""
+    config, plan = make_plan(models)
+    given = tuple(model.model_copy(update={"card": card}) for model, card in zip(plan.models, cards, strict=True))
+    return draw_card(plan.model_copy(update={"models": given}), config, fake_results(plan))
 
 
 @given(st.integers(1, 12))

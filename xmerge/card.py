@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from xmerge.architecture.differences import CLASS_NAMES
 from xmerge.distances import PICTURE_NAME, Cell, choose_rows, list_cells, measure_distance
 from xmerge.files import write_text
-from xmerge.licences import NO_ADVICE, link_licence, tell_licence
+from xmerge.licences import NO_ADVICE, find_licence, link_licence, tell_licence
 from xmerge.lost_biases import list_bias_losses
 from xmerge.planning.plan import MergePlan
 from xmerge.planning.table import PLAN_COLUMNS, draw_plan, show_ranges
@@ -243,7 +243,11 @@ def _draw_licences(plan: MergePlan) -> Iterator[str]:
         # Of an address nothing is left that could end it: the form of links is checked where cards are read.
         yield f"- {escape(model.label)}: {escape(tell_licence(model.card))}{f', <{link}>' if link else ''}"
     conflicts = [f"Forbids this merge to be passed on: {conflict.text}." for conflict in licensing.conflicts]
-    unnamed = [f"{model.label} names no licence: ask its authors." for model in plan.models if not model.card.licence]
+    unnamed = [
+        f"Of the licence of {model.label} nothing is known here: read it, or ask its authors."
+        for model in plan.models
+        if find_licence(model.card) is None
+    ]
     unread = [f"{model.label}, {text}." for model in plan.models for text in model.card.unread]
     copies = [
         f"{notice.copy_name} is the file {notice.file} of {plan.models[notice.model].label}." for notice in plan.notices

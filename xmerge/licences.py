@@ -152,10 +152,11 @@ def list_open_conflicts(conflicts: Sequence[Conflict], acknowledged: Collection[
 
 
 def _identify(card: SourceCard) -> tuple[str | None, ...] | None:
-    """What makes two licences the same one; None: there is none."""
-    if card.licence is None:
-        return None
-    return (card.licence, card.licence_name, card.licence_link) if card.licence == OTHER else (card.licence,)
+    """What makes two licences the same one; None: there is none, or one of which nothing is said."""
+    if card.licence == OTHER:
+        named = (card.licence_name, card.licence_link)
+        return named if any(named) else None
+    return (card.licence,) if card.licence else None
 
 
 def _list_conflicts(known: Sequence[Licence], *, alone: bool) -> Iterator[Conflict]:

@@ -19,11 +19,15 @@ from xmerge.values import Value
 CARD_NAME = "README.md"
 MOST_BYTES = 1_000_000
 """Above any card or licence; a larger file is named and not read."""
+MOST_METADATA = 64_000
+"""Characters; a hostile text of that length takes seconds to refuse, a longer one more."""
 MOST_LISTED = 100
 """Languages or data sets that are carried over from one card."""
 
 _FRONT_MATTER = re.compile(r"\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*$", re.DOTALL | re.MULTILINE)
-_NOTICE = re.compile(r"(LICEN[CS]E|NOTICE|[Nn]otice|USE_POLICY)([-_.][\w-]{1,40})?(\.(txt|md))?", re.ASCII)
+_NOTICE = re.compile(
+    r"(LICEN[CS]E|NOTICE|[Nn]otice|USE_POLICY)([-_][\w-]{1,40})?(\.(txt|md))?(\.\d+-[\w.-]{1,60})?", re.ASCII
+)
 _IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9.+_-]{0,60}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 .+_()-]{0,80}")
 _LINK = re.compile(
@@ -87,6 +91,8 @@ def parse_front_matter(text: str) -> dict[str, Any]:
     found = _FRONT_MATTER.match(text)
     if found is None:
         return {}
+    if len(found[1]) > MOST_METADATA:
+        raise ValueError(f"its metadata has {len(found[1]):,} characters")
     try:
         # No scalar is given a type: `no` is Norwegian, and a licence may look like a number.
         said = yaml.load(found[1], yaml.BaseLoader)  # noqa: S506 - makes nothing but texts, lists and mappings
