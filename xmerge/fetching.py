@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from xmerge import disk, hub
-from xmerge.files import remove_file, remove_tree, storage_error
+from xmerge.files import remove_file, storage_error
 from xmerge.planning.downloads import FetchMode, list_downloads
 from xmerge.planning.plan import MergePlan
 from xmerge.values import Value
@@ -46,7 +46,6 @@ def fetch_model(plan: MergePlan, index: int, parts_folder: Path, mode: FetchMode
     notes: tuple[str, ...] = ()
     if parts and not hub.fetch_ranges(model.repo, model.commit, {each.file: each.ranges for each in parts}, folder):
         notes = (f"the Hub's server gives no parts of files: whole shards of {model.label} are fetched.",)
-        remove_tree(folder)
         parts = []
     whole = [each.file for each in needed if each not in parts]
     snapshot = hub.fetch_shards(model.repo, model.commit, whole)

@@ -14,9 +14,9 @@ from tests.hub.samples import go_offline, header_of, read_files, split
 from tests.hub.server import HubServer
 from tests.small_merges import digest_files, list_tree, make_plan, run, write_model
 from xmerge import hub
-from xmerge.errors import HubError, HubUnavailableError
+from xmerge.checkpoints.checkpoint import read_local_shard
+from xmerge.errors import HubError, HubUnavailableError, NonfiniteInputError
 from xmerge.fetching import fetch_model
-from xmerge.hub.pieces import AT_ONCE
 from xmerge.planning.downloads import Download, FetchMode, list_downloads
 from xmerge.progress import Silence
 
@@ -229,13 +229,16 @@ def test_a_branch_that_moves_during_a_fetch_changes_nothing(server: HubServer, m
     ids=["401", "gated", "404", "412", "429", "500", "reset", "cut", "shifted"],
 )
 def test_a_fault_leaves_no_output_and_the_next_run_goes_on(
-    server: HubServer, models: Path, how: dict[str, Any], kind: type[HubError]
+    server: HubServer, models: Path, monkeypatch: pytest.MonkeyPatch, how: dict[str, Any], kind: type[HubError]
 ) -> None:
     """After any fault nothing has appeared, what had come is kept, and a second run makes the output of the rest."""
     make_plan(models, ON_THE_HUB)
+    hub.fetch_shards("org/llama", hub.pin_revision("org/llama", None), ["model.safetensors"])
     headers = sent_of_donor(server)
-    match = f"GET /org/qwen3/resolve/{hub.pin_revision('org/qwen3', None)}" if "status" in how else "/stored/"
-    server.fail(f"/{FILES[0]}", times=4)  # The parts of two layers.
+    match = "/org/qwen3/resolve/" if "status" in how else "/stored/"
+    # One part after another: those of two layers come before the fault.
+    monkeypatch.setattr("xmerge.hub.pieces.AT_ONCE", 1)
+    server.fail(f"/{FILES[0]}", times=4)
     server.fail(match, **how, times=99)
     with pytest.raises(kind) as refused:
         merge(models)
@@ -244,7 +247,9 @@ def test_a_fault_leaves_no_output_and_the_next_run_goes_on(
     server.faults.clear()
     assert merge(models) == merge(models, "here", HERE)
     used = sum(each.used for each in donor_downloads(models))
-    assert sent_of_donor(server) - headers <= 1.01 * used + AT_ONCE * used / 4
+    # Of four parts, the one that failed in the middle and the one behind it may have been sent in vain.
+    wasted = 0 if "status" in how else used / 2
+    assert sent_of_donor(server) - headers <= 1.01 * used + wasted
 
 
 def test_wrong_bytes_of_a_whole_shard_reach_no_output(server: HubServer, models: Path) -> None:
@@ -269,3 +274,17 @@ def test_a_changed_part_is_fetched_again(server: HubServer, models: Path) -> Non
     fetch_model(plan, 1, models / "parts")
     assert path.read_bytes() == good
     assert 0 < server.bytes_of(FILES[0]) - before < sum(each.nbytes for each in donor_downloads(models)[0].ranges)
+
+
+def test_a_number_in_a_linked_shard_is_named(server: HubServer, models: Path) -> None:
+    """NaN in a whole shard beside parts of others is told with its element, as in a local model."""
+    weight = "model.layers.0.self_attn.q_proj.weight"
+    path = models / "qwen3" / "model.safetensors"
+    _, entries, start = read_local_shard(path, path.name)
+    with path.open("r+b") as file:
+        file.seek(start + next(entry.begin for entry in entries if entry.name == weight) + 5 * 4)
+        file.write(b"\x00\x00\xc0\x7f")
+    commit = server.add("org/qwen3", split(models / "qwen3", place_tensor))
+    hub.fetch_shards("org/qwen3", commit, FILES[:1])
+    with pytest.raises(NonfiniteInputError, match=f"org/qwen3 holds NaN or infinity in {weight}, at element 5"):
+        merge(models)

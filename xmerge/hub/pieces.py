@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xmerge.files import storage_error
-from xmerge.hub.client import is_offline
-from xmerge.hub.faults import Doing, tell_offline
+from xmerge.hub.faults import Doing
 from xmerge.hub.fetching import require_space
 from xmerge.hub.ranges import Range, RangesIgnoredError, stream_range
-from xmerge.hub.reading import name_some, read_shard_headers
+from xmerge.hub.reading import read_shard_headers
 from xmerge.hub.sparse import NEAR, SparseShard, cut_pieces, join_ranges, open_sparse, subtract_ranges
 
 AT_ONCE = 4
@@ -51,8 +50,6 @@ def fetch_ranges(repo: str, commit: str, wanted: Mapping[str, Sequence[Range]], 
                 missing = subtract_ranges(join_ranges(wanted[name], NEAR), intact)
                 doing = Doing(repo, revision=commit, file=name)
                 pieces += [_Piece(shard, doing, header.size, piece) for piece in cut_pieces(missing)]
-            if pieces and is_offline():
-                raise tell_offline(name_some(sorted({str(piece.doing.file) for piece in pieces}), f"{repo}@{commit}"))
             require_space(folder, repo, sum(piece.place.nbytes for piece in pieces))
             _fetch_all(pieces)
     except RangesIgnoredError:

@@ -50,11 +50,6 @@ class RemoteHeader(Value):
     size: int
     header: bytes
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether it is as long as its first 8 bytes say."""
-        return len(self.header) == 8 + int.from_bytes(self.header[:8], "little")
-
 
 def pin_revision(repo: str, revision: str | None) -> str:
     """Find the commit that a revision names now; everything after this names the commit.
@@ -228,10 +223,9 @@ def _find_header(repo: str, commit: str, name: str, size: int) -> RemoteHeader |
             file.seek(0)
             return RemoteHeader(size=size, header=file.read(8 + length))
     said = recall(repo, commit, name)
-    # What cannot be read, or is of another size, is asked for again.
+    # What cannot be read is asked for again.
     with suppress(ValidationError):
-        found = RemoteHeader.model_validate_json(said) if said else None
-        return found if found is not None and found.size == size and found.is_whole else None
+        return RemoteHeader.model_validate_json(said) if said else None
     return None
 
 
