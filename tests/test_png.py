@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from xmerge.png import Canvas, measure_text
@@ -32,6 +32,7 @@ def decode(data: bytes) -> tuple[list[tuple[int, int, int]], list[list[int]]]:
     return [(palette[at], palette[at + 1], palette[at + 2]) for at in range(0, len(palette), 3)], pixels
 
 
+@example(600, 599, [(-5, -3, 20, 20, 3), (590, 590, 40, 40, 7)])
 @given(SIZES, SIZES, st.lists(st.tuples(*[st.integers(-9, 620)] * 4, st.integers(0, 15)), max_size=4))
 def test_what_is_filled_comes_back(width, height, rectangles):
     """Of any size, also over what one stored block holds, with rectangles that reach out of the picture."""
