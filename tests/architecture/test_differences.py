@@ -92,6 +92,34 @@ def llama(**config: Any) -> Model:
             id="scaling that reads alike in short",
         ),
         pytest.param(
+            ("attn_q", "attn_k"),
+            llama(rope_scaling={"type": "dynamic", "factor": 2}, max_position_embeddings=4096),
+            llama(rope_scaling={"type": "dynamic", "factor": 2}, max_position_embeddings=8192), "C",
+            "positions turn q and k at other speeds, which no weights make up for: max_position_embeddings 4096 in A, "
+            "max_position_embeddings 8192 in B",
+            id="the length behind which the rotation slows down",
+        ),
+        pytest.param(
+            ("attn_q", "attn_k"), *(
+                ("phi3", {"max_position_embeddings": length, "original_max_position_embeddings": 16,
+                          "rope_scaling": {"type": "longrope", "short_factor": [1, 1], "long_factor": [2, 2]}})
+                for length in (64, 128)
+            ), "C",
+            "positions turn q and k at other speeds, which no weights make up for: theta 10000, longrope scaling by 4 "
+            "in A, theta 10000, longrope scaling by 8 in B",
+            id="a factor that two lengths give",
+        ),
+        pytest.param(
+            ("attn_q_norm", "attn_k_norm"), ("qwen3", {"rope_theta": 10000}), ("qwen3", {"rope_theta": 500}), "C",
+            "positions turn q and k at other speeds, which no weights make up for: theta 10000 in A, theta 500 in B",
+            id="the rotation behind a norm of heads",
+        ),
+        pytest.param(
+            ("attn_q_norm",), ("gemma3", {"query_pre_attn_scalar": 4}), ("gemma3", {"query_pre_attn_scalar": 16}), "C",
+            "attention scores are multiplied by 0.5 in A, 0.25 in B",
+            id="the scale behind a norm of heads",
+        ),
+        pytest.param(
             ("attn_q", "attn_k"), LLAMA, ("phi3", {"partial_rotary_factor": 0.5}), "C",
             "positions turn of each head 4 of 4 numbers in A, 2 of 4 numbers in B",
             id="partial rotation",
@@ -171,6 +199,16 @@ def llama(**config: Any) -> Model:
             id="logit scale",
         ),
         pytest.param(
+            ("token_embd",), ("cohere", {"logit_scale": 0.25}), ("cohere", {"logit_scale": 0.0625}), "C",
+            "logits are multiplied by 0.25 in A, 0.0625 in B",
+            id="logit scale of an embedding that is the output too",
+        ),
+        pytest.param(
+            ("token_embd",), ("gemma2", {}), ("gemma2", {"final_logit_softcapping": 20}), "C",
+            "logits are capped at 30 in A, 20 in B",
+            id="cap of logits of an embedding that is the output too",
+        ),
+        pytest.param(
             ("attn_norm", "ffn_norm", "output_norm"), LLAMA, ("stablelm", {"layer_norm_eps": 1e-6}), "C",
             "a norm is an RMS norm in A, a LayerNorm (which also takes away the mean) in B",
             id="kind of norm",
@@ -194,6 +232,15 @@ def llama(**config: Any) -> Model:
             id="a bias that the base lacks",
         ),
         pytest.param(
+            ("attn_norm", "output_norm"), ("cohere", {}), ("stablelm", {"use_parallel_residual": True}), "C",
+            "B adds a bias and A does not; B's is dropped",
+            id="a norm's bias that the base lacks",
+        ),
+        pytest.param(
+            ("output",), ("stablelm", {}), ("phi", {}), "C", "B adds a bias and A does not; B's is dropped",
+            id="an output's bias that the base lacks",
+        ),
+        pytest.param(
             ("ffn_up", "ffn_down"), llama(mlp_bias=True), LLAMA, "C", "A adds a bias and B does not",
             id="a bias that the donor lacks",
         ),
@@ -202,7 +249,7 @@ def llama(**config: Any) -> Model:
             id="activation",
         ),
         pytest.param(
-            (*ATTENTION, *FEED_FORWARD), LLAMA, ("cohere", {"use_qk_norm": False}), "C",
+            (*ATTENTION, *FEED_FORWARD, "attn_norm"), LLAMA, ("cohere", {"use_qk_norm": False}), "C",
             "attention and feed-forward of a layer are sequential in A, parallel in B",
             id="parallel block",
         ),

@@ -21,6 +21,8 @@ CLASS_NAMES = {"A": "exact", "B": "convertible", "C": "approximate", "D": "needs
 
 ATTENTION = ("attn_q", "attn_k", "attn_v", "attn_output")
 ROTATED = ("attn_q", "attn_k")
+HEAD_NORMS = ("attn_q_norm", "attn_k_norm")
+NORMS_OF_BLOCKS = ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm")
 LATENT = ("attn_q_a", "attn_q_b", "attn_q_mla", "attn_kv_a", "attn_kv_b", "attn_output_mla")
 """The matrices of attention through a latent vector."""
 LATENT_ROTATED = ("attn_q_b", "attn_q_mla", "attn_kv_a")
@@ -94,7 +96,7 @@ class _Judge:
         weight = role.removesuffix("_bias")
         kind = weight.removesuffix("_exps").removesuffix("_shexp")
         if weight.endswith("_norm"):
-            yield from self._compare_norms()
+            yield from self._compare_norms(weight, layers)
         if weight in ("token_embd", "output"):
             yield from self._compare_vocabularies(weight)
         if weight in (*ROTATED, *LATENT_ROTATED):
@@ -104,16 +106,16 @@ class _Judge:
             yield from self._compare_groups()
         if kind in FEED_FORWARD:
             yield from self._compare_activations()
-        if weight.endswith("_shexp"):
-            yield from self._compare_shared_gates()
-        if weight.endswith("_exps") or weight == ROUTER:
-            yield from self._compare_experts()
+        yield from self._compare_experts(weight)
         if weight in (*ATTENTION, *LATENT) or kind in FEED_FORWARD:
-            yield from self._compare_trait("block", "attention and feed-forward of a layer are")
+            yield from self._compare_blocks()
             yield from self._compare_inputs(kind)
             yield from self._compare_outputs(kind)
-            if weight == role:
-                yield from self._compare_biases(role)
+        if weight == role:
+            yield from self._compare_biases(role)
+
+    def _compare_blocks(self) -> Iterator[Difference]:
+        yield from self._compare_trait("block", "attention and feed-forward of a layer are")
 
     def _compare_scores(self, weight: str, layers: tuple[int, int]) -> Iterator[Difference]:
         """Everything between queries and keys and what they weigh."""
@@ -132,13 +134,21 @@ class _Judge:
         if weight in ("attn_q_b", "attn_q_mla"):
             yield from self._compare_trait(SOFTMAX_SCALE, "attention scores are multiplied by")
 
-    def _compare_norms(self) -> Iterator[Difference]:
+    def _compare_norms(self, weight: str, layers: tuple[int, int] | None) -> Iterator[Difference]:
         ours, theirs = self.ours.family.norm, self.theirs.family.norm
         if ours != theirs:
             yield self._differ("C", "a norm is", *(_NORMS[each] for each in (ours, theirs)))
         ours, theirs = self.ours.tell("norm_eps"), self.theirs.tell("norm_eps")
         if ours != theirs:
             yield self._differ("A", "the epsilon of norms is", _show(ours), _show(theirs))
+        if weight in NORMS_OF_BLOCKS:
+            yield from self._compare_blocks()
+        # A gain of queries and keys is one for each speed of rotation, and has learned the scale of scores.
+        if weight in HEAD_NORMS:
+            assert layers is not None
+            yield from self._compare_rotation(layers)
+        if weight == "attn_q_norm":
+            yield from self._compare_trait(SOFTMAX_SCALE, "attention scores are multiplied by")
 
     def _compare_vocabularies(self, role: str) -> Iterator[Difference]:
         if self.ours.family.family != self.theirs.family.family:
@@ -154,12 +164,12 @@ class _Judge:
                     "own, which is dropped: merging it changes both ends of the model"
                 )
                 yield Difference(grade="C", reason=told)
-        else:
+        if role == "output" or self.target.tied:
             yield from self._compare_trait("logit_scale", "logits are multiplied by")
             yield from self._compare_trait("output_softcap", "logits are capped at")
-            if self.donor.tied and not self.target.tied:
-                told = f"{self.donor.label} has no output matrix of its own; its embedding is taken"
-                yield Difference(grade="A", reason=told)
+        if role == "output" and self.donor.tied and not self.target.tied:
+            told = f"{self.donor.label} has no output matrix of its own; its embedding is taken"
+            yield Difference(grade="A", reason=told)
 
     def _compare_head_norms(self, role: str) -> Iterator[Difference]:
         ours, theirs = (_scope_of_norm(model, role) for model in (self.target, self.donor))
@@ -227,7 +237,11 @@ class _Judge:
         if _SAME_ACTIVATION.get(ours, ours) != _SAME_ACTIVATION.get(theirs, theirs):
             yield self._differ("C", "the activation is", ours, theirs)
 
-    def _compare_experts(self) -> Iterator[Difference]:
+    def _compare_experts(self, weight: str) -> Iterator[Difference]:
+        if weight.endswith("_shexp"):
+            yield from self._compare_shared_gates()
+        if not weight.endswith("_exps") and weight != ROUTER:
+            return
         if self.ours.family.family != self.theirs.family.family:
             told = f"{self.target.label} and {self.donor.label} number their experts independently of each other"
             yield Difference(grade="C", reason=told)

@@ -15,7 +15,7 @@ ROPE_KINDS = frozenset({"default", "linear", "dynamic", "yarn", "longrope", "su"
 """The values of `rope_type` that transformers knows, with those of older files."""
 
 _RENAMED = {"su": "longrope", "mrope": "default"}
-_TRAINED_LENGTH = "original_max_position_embeddings"
+_LENGTH, _TRAINED_LENGTH = "max_position_embeddings", "original_max_position_embeddings"
 _FROM_TRAINED_LENGTH = ("llama3", "yarn", "longrope", "su")
 """The kinds that start from the length a model was trained with; old files say it outside, or not at all."""
 
@@ -245,11 +245,15 @@ class Traits:
                 raise refuse_said(self.label, tell_said(choice, self.config, theta), "no number above 0")
             return {"rope_theta": theta}
         said = {**scaling, **parameters}
-        if (said.get("rope_type") or said.get("type")) in _FROM_TRAINED_LENGTH:
-            lengths = (
-                self.config.get(_TRAINED_LENGTH), said.get(_TRAINED_LENGTH), self.config.get("max_position_embeddings")
-            )  # fmt: skip
-            said[_TRAINED_LENGTH] = next((each for each in lengths if each is not None), None)
+        kind_of_rope, longest = said.get("rope_type") or said.get("type"), self.config.get(_LENGTH)
+        if kind_of_rope in _FROM_TRAINED_LENGTH:
+            lengths = (self.config.get(_TRAINED_LENGTH), said.get(_TRAINED_LENGTH), longest)
+            trained = next((each for each in lengths if each is not None), None)
+            said[_TRAINED_LENGTH] = trained
+            if said.get("factor") is None and trained is not None and _is_positive(trained) and _is_positive(longest):
+                said["factor"] = longest / trained
+        if kind_of_rope == "dynamic":
+            said[_LENGTH] = longest
         return said
 
     def _find_mapping(self, key: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
