@@ -442,6 +442,10 @@ def test_the_bounds_are_sizes_of_real_files():
             parse_object(b'{"a": [1, 2, 3, 4]}', bounds)
     with pytest.raises(UntrustedError, match="takes more than 3 bytes"):
         parse_object(b"{  }", SMALL._replace(nbytes=3))
+    # One wide character makes all of a text wide.
+    assert parse_object('{"a": "é"}'.encode(), SMALL._replace(nbytes=44)) == {"a": "é"}
+    with pytest.raises(UntrustedError, match="takes more than 43 bytes"):
+        parse_object('{"a": "é"}'.encode(), SMALL._replace(nbytes=43))
     assert SMALL.values < LARGE.values and SMALL.nbytes < LARGE.nbytes
 
 

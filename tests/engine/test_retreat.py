@@ -11,9 +11,13 @@ import torch
 
 from tests.small_merges import RECIPE, digest_files, load_weights, run, write_models
 from xmerge.engine import retreat
+from xmerge.engine.results import TensorResult
 from xmerge.engine.retreat import SMALLER, Step, list_steps
+from xmerge.engine.rules import RuleMerger
+from xmerge.engine.shard import ShardWriter
 from xmerge.errors import StorageError
 from xmerge.planning.memory import BLOCK_ELEMENTS
+from xmerge.planning.plan import TensorPlan
 
 CPU = torch.device("cpu")
 
@@ -100,3 +104,24 @@ def test_only_a_want_of_memory_is_given_way_to(tmp_path, small_memory, error, pa
     else:
         with pytest.raises(RuntimeError, match="something else"):
             run(tmp_path, recipe=RECIPE)
+
+
+def test_a_tensor_that_was_half_written_is_written_again(tmp_path, monkeypatch):
+    """Where memory ends in the middle of a tensor, all of it is made anew."""
+    write_models(tmp_path)
+    run(tmp_path, tmp_path / "whole")
+    real, failed = RuleMerger.combine, list[str]()
+
+    def fail_once(merger: RuleMerger, tensor: TensorPlan, shard: ShardWriter) -> TensorResult:
+        result = real(merger, tensor, shard)
+        if tensor.name not in failed:
+            failed.append(tensor.name)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return result
+
+    monkeypatch.setattr(RuleMerger, "combine", fail_once)
+    monkeypatch.setattr(retreat, "list_steps", lambda _: [Step(CPU, 2**17)] * 9)
+    run(tmp_path)
+    assert failed
+    whole, out = load_weights(tmp_path / "whole"), load_weights(tmp_path / "out")
+    assert all(torch.equal(out[name], weight) for name, weight in whole.items())

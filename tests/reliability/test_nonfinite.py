@@ -122,6 +122,17 @@ def test_a_base_that_is_spoiled_itself_is_no_way_out(models):
     assert caught.value.why is not None and caught.value.why.startswith("llama holds NaN or infinity")
 
 
+def test_a_spoiled_base_is_named_where_a_copy_falls_back_to_it(tmp_path):
+    """Donor and base of a copied tensor hold NaN: the base is what must be repaired, and the donor is told too."""
+    for seed, name in enumerate(("llama", "other")):
+        write_model(tmp_path / name, seed=seed)
+        spoil(tmp_path / name, Q, 3)
+    with pytest.raises(NonfiniteInputError) as caught:
+        run(tmp_path, recipe=COPY)
+    assert caught.value.what == f"llama holds 1 NaN or infinity in {Q}."
+    assert caught.value.why == f"other holds 1 NaN or infinity in {Q}."
+
+
 def test_what_is_the_base_s_already_has_no_other_answer(tmp_path):
     """NaN in a tensor that nothing is merged into keeps the output from appearing, unless they are to propagate."""
     write_models(tmp_path)

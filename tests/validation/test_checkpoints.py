@@ -279,6 +279,14 @@ def test_a_base_does_not_hide_what_config_json_says(model, tmp_path):
     assert codes(model, base=described) == ["wrong_shape"]
 
 
+def test_what_config_json_and_base_both_miss_is_told_once(model, tmp_path):
+    """A tensor that is missing by either measure is one finding."""
+    base = write_model(tmp_path / "base")
+    edit_weights(model, lambda w: w.pop(Q))
+    described = describe_model(Location(reference="base", label="base", folder=base))
+    assert len(verify(model, described, trial=False).findings) == 1
+
+
 def test_a_wrong_total_size_warns(tmp_path):
     """An index that states other bytes is told, and the checkpoint is good all the same."""
     run(write_models(tmp_path))

@@ -72,8 +72,8 @@ def read_fully(descriptor: int, view: memoryview, place: int) -> None:
 
 
 def _note_nonfinite(found: dict[str, Nonfinite], name: str, values: torch.Tensor, offset: int) -> None:
-    if values.element_size() == 1:
-        values = values.float()
+    # Not every float of 8 bits can be asked whether it is finite.
+    values = values.float() if values.element_size() == 1 else values
     # A sum tells cheaply that all are finite; only a sum that is not makes a closer look worth its price.
     wide = torch.float64 if values.dtype == torch.float64 else torch.float32
     if math.isfinite(values.sum(dtype=wide).item()):

@@ -112,8 +112,7 @@ def _tell_notes(results: Sequence[LayerResult]) -> Iterator[Finding]:
 
 def _check_nonfinite(plan: MergePlan, results: Sequence[LayerResult]) -> Iterator[Finding]:
     for layer, result in zip(plan.layers, results, strict=True):
-        for planned, outcome in zip(layer.tensors, result.tensors, strict=True):
-            tensor = planned.fallback if outcome.replaced and planned.fallback else planned
+        for tensor, outcome in zip(layer.tensors, result.tensors, strict=True):
             if outcome.replaced:
                 yield Finding(
                     code="kept_base",
