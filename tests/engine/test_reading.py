@@ -76,6 +76,16 @@ def test_a_file_that_was_replaced_after_the_plan_is_refused(tmp_path):
     )
 
 
+def test_a_pipe_in_a_file_s_place_is_not_waited_for(tmp_path):
+    """Whatever has come into a source's place since the plan, it is refused at once."""
+    bench = Bench(tmp_path, [draw(1, 10)])
+    plan, path = bench.plan(), bench.folders[0] / FILE
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(SourceChangedError, match="changed since the plan was made"):
+        stamp_files(plan, plan.layers[0], bench.folders)
+
+
 def test_a_file_that_shrinks_under_the_reader_is_no_crash(tmp_path):
     """A source cut short by another process is an error in words, where a mapping would kill the process."""
     bench = Bench(tmp_path, [draw(1, 1000)])

@@ -95,7 +95,8 @@ class OpenSources:
         planned = self._plan.models[model]
         _, size, header_sha256, modified_ns = next(shard for shard in planned.shards if shard[0] == file)
         try:
-            descriptor = disk.open(self._folders[model] / file, os.O_RDONLY | os.O_CLOEXEC)
+            # Without O_NONBLOCK, a pipe in the file's place would be waited for.
+            descriptor = disk.open(self._folders[model] / file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             self._files[model, file] = descriptor
             stamp = self._stamps[model, file] = _stamp(descriptor, planned.pin, file)
             same = stamp.size == size and modified_ns in (0, stamp.modified_ns)
