@@ -71,6 +71,21 @@ def run_merge(
         "trial": trial,
         "fetch": fetch,
     }
+    return run_flow("flows.merge", "merge_models", parameters, reporter)
+
+
+def run_flow(module: str, name: str, parameters: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
+    """Carry out a flow against the configured API or an embedded one; what has come of it, in a few plain values.
+
+    Args:
+        module: Where the flow is; imported late, since it imports Prefect.
+        name: The flow.
+        parameters: What it is called with.
+        reporter: Who is told how far it has come.
+
+    Raises:
+        XmergeError: What the flow ended with.
+    """
     with stop_on_signals() as signals:
         from flows.api import open_api
 
@@ -78,7 +93,7 @@ def run_merge(
             if api.is_embedded:
                 _import_while_the_server_starts()
             api.wait()
-            return _FlowCall(parameters, api, reporter, signals).carry_out()
+            return _FlowCall((module, name), parameters, api, reporter, signals).carry_out()
 
 
 def _import_while_the_server_starts() -> None:
@@ -90,9 +105,17 @@ def _import_while_the_server_starts() -> None:
 class _FlowCall:
     """One call of the flow, in a thread of its own, so that the main thread is free to hear signals."""
 
-    def __init__(self, parameters: dict[str, Any], api: Api, reporter: Reporter, signals: StopSignals) -> None:
+    def __init__(
+        self,
+        flow: tuple[str, str],
+        parameters: dict[str, Any],
+        api: Api,
+        reporter: Reporter,
+        signals: StopSignals,
+    ) -> None:
         from flows.reporting import RunWatch
 
+        self._flow = flow
         self._parameters, self._api, self._reporter, self._signals = parameters, api, reporter, signals
         self._watch = RunWatch(reporter)
         self._raised: BaseException | None = None
@@ -110,22 +133,23 @@ class _FlowCall:
         recorded = reported and self._record()
         error = self._find_error()
         if self._signals.came or not recorded:
-            leave_anyway(_exit_code(error))
+            leave_anyway(_exit_code(error, self._watch.outcome))
         if error is not None:
             raise error
         return self._conclude(reported=reported, recorded=recorded)
 
     def _call(self) -> None:
-        from prefect.exceptions import CancelledRun
+        from prefect.exceptions import CancelledRun, FailedRun
 
-        from flows.merge import merge_models
         from flows.reporting import watch_run
 
+        module, name = self._flow
         watch_run(self._watch)
         try:
-            merge_models(**self._parameters)
-        except CancelledRun as error:
-            self._raised = self._watch.failure or error
+            getattr(import_module(module), name)(**self._parameters)
+        except (CancelledRun, FailedRun) as error:
+            # What the flow itself has called a failure, and reported.
+            self._raised = self._watch.failure or (None if self._watch.outcome else error)
         except BaseException as error:  # noqa: BLE001 - it is raised again, in the main thread
             self._raised = error
 
@@ -148,9 +172,9 @@ class _FlowCall:
 
         patience = SECONDS_FOR_HISTORY_IF_STOPPED if self._signals.came else SECONDS_FOR_HISTORY
         sent = send_what_is_left(patience)
-        if not self._api.is_embedded or self._watch.flow_run_id is None:
+        if not self._api.is_embedded:
             return sent
-        return sent and wait_for_history(self._watch.flow_run_id, self._watch.task_runs, patience)
+        return sent and all(wait_for_history(run, tasks, patience) for run, tasks in self._watch.list_runs())
 
     def _find_error(self) -> BaseException | None:
         """What to raise: nothing if the output is in place, whatever happened to the reporting after it."""
@@ -170,7 +194,7 @@ class _FlowCall:
         return {**self._watch.outcome, "flow_run": run}
 
 
-def _exit_code(error: BaseException | None) -> int:
+def _exit_code(error: BaseException | None, outcome: dict[str, Any] | None) -> int:
     if error is None:
-        return 0
+        return int((outcome or {}).get("exit_code", 0))
     return error.exit_code if isinstance(error, XmergeError) else 1

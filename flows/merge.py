@@ -11,19 +11,17 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
-from uuid import UUID
 
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
-from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture
 from prefect.states import Cancelled
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from prefect.utilities.annotations import opaque, quote
 from pydantic import Field
 
-from flows.reporting import RunWatch, current_watch
+from flows.reporting import RunWatch, current_watch, find_run_id
 from flows.secrets import token_from_block
 from flows.steps import MergeSteps, RunOptions
 from tasks.artifacts import try_to_show
@@ -75,7 +73,7 @@ def merge_models(
         fetch: From the Hub, whole shards, only the tensors that are read, or whichever is less (auto).
     """
     watch = current_watch()
-    watch.flow_run_id = str(_run_id())
+    watch.flow_run_id = str(find_run_id())
     clear_stop()
     quiet_loggers()
     with _others_stop_on_failure():
@@ -135,16 +133,10 @@ def _plan(watch: RunWatch, recipes: Sequence[Recipe], out: Path) -> tuple[list[S
     return list(planned.values()), futures
 
 
-def _run_id() -> UUID:
-    context = FlowRunContext.get()
-    assert context is not None and context.flow_run is not None
-    return context.flow_run.id
-
-
 def _name_run(plan: MergePlan, out: Path) -> str:
     """Name the run after what it merges: method, base, donors, output."""
     name = show_plain(f"{plan.title} → {out.name}")
-    try_to_show("run's name", lambda: get_client(sync_client=True).set_flow_run_name(_run_id(), name))
+    try_to_show("run's name", lambda: get_client(sync_client=True).set_flow_run_name(find_run_id(), name))
     return name
 
 

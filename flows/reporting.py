@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
+from prefect.context import FlowRunContext
 from prefect.logging import get_run_logger
 
 from xmerge.planning import MergePlan
@@ -46,6 +50,13 @@ class RunWatch:
     outcome: dict[str, Any] | None = None
     """Set when the output is in place, before Prefect has been told."""
     failure: BaseException | None = None
+    children: list[RunWatch] = field(default_factory=list)
+    """Of the flows that this one has called."""
+
+    def list_runs(self) -> list[tuple[str, int]]:
+        """(flow run, how many task runs it has begun) of the flow and of those that it has called."""
+        own = [(self.flow_run_id, self.task_runs)] if self.flow_run_id else []
+        return own + [run for child in self.children for run in child.list_runs()]
 
 
 _watch: ContextVar[RunWatch | None] = ContextVar("xmerge_run_watch", default=None)
@@ -59,3 +70,22 @@ def watch_run(watch: RunWatch) -> None:
 def current_watch() -> RunWatch:
     """Whoever watches the running flow."""
     return _watch.get() or RunWatch()
+
+
+@contextmanager
+def watch_child(parent: RunWatch) -> Iterator[RunWatch]:
+    """Let a flow that the running one calls report to the same person, and keep what comes of it apart."""
+    child = RunWatch(parent.reporter)
+    parent.children.append(child)
+    token = _watch.set(child)
+    try:
+        yield child
+    finally:
+        _watch.reset(token)
+
+
+def find_run_id() -> UUID:
+    """The running flow's id."""
+    context = FlowRunContext.get()
+    assert context is not None and context.flow_run is not None
+    return context.flow_run.id

@@ -20,13 +20,16 @@ from prefect.logging import get_run_logger
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from tasks.markdown import draw_table, escape, show_plain
+from xmerge.many import BatchOutcome, tell_disk
 from xmerge.planning import PLAN_COLUMNS, MergePlan, draw_plan, summarize_plan
+from xmerge.planning.table import show_bytes
 from xmerge.validation import ValidationReport
 
 if TYPE_CHECKING:
     from xmerge.output import Publication
 
 PLAN, PROGRESS, VALIDATION, OUTPUT = "xmerge-plan", "xmerge-progress", "xmerge-validation", "xmerge-output"
+SUMMARY = "xmerge-summary"
 SECONDS_WITHOUT_PAGES = 60.0
 
 Shown = TypeVar("Shown")
@@ -60,6 +63,24 @@ def show_output(publication: Publication) -> None:
         lines.append(f"Repository: [{escape(str(publication.repo))}](<{publication.url}>)")
     text = "\n\n".join(lines)
     try_to_show("link to the output", lambda: create_markdown_artifact(text, key=OUTPUT))
+
+
+def show_summary(batch: BatchOutcome) -> None:
+    """Show what has come of each recipe of a batch, and the disk that all of it takes."""
+    rows = [
+        {
+            "recipe": show_plain(each.recipe),
+            "outcome": each.outcome,
+            "layers made": str(each.made),
+            "reused": str(each.reused),
+            "size": show_bytes(each.bytes),
+            "error": show_plain(each.error or ""),
+        }
+        for each in batch.recipes
+    ]
+    lines = [f"- {escape(name)}: {escape(value)}" for name, value in tell_disk(batch)]
+    lines += [f"- {escape(each.recipe)}: {escape(each.error or '')}" for each in batch.failed]
+    try_to_show("summary", lambda: create_table_artifact(rows, key=SUMMARY, description="\n".join(lines)))
 
 
 class ProgressArtifact:

@@ -1,0 +1,38 @@
+"""The flow `publish_model`: a checkpoint that lies here goes to the Hub, if it is whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+
+from flows.secrets import token_from_block
+from tasks.upload import upload_checkpoint
+from tasks.verify import verify_checkpoint
+from xmerge.hub.faults import quiet_loggers
+
+
+@flow(name="publish_model", flow_run_name="publish {folder} as {repo}", persist_result=False, result_serializer="json")
+def publish_model(
+    folder: str,
+    repo: str,
+    public: bool = False,
+    branch: str | None = None,
+    acknowledge: list[str] | None = None,
+    trial: bool = True,
+) -> dict[str, Any]:
+    """Verify a checkpoint and upload it; the branch gets all of it or nothing.
+
+    Args:
+        folder: The checkpoint.
+        repo: Where it goes: org/name on the Hub.
+        public: Create the repository public, if it is not there.
+        branch: Upload to this branch instead of the main one.
+        acknowledge: Licences whose words forbid it and which do not stop it.
+        trial: Load it with transformers, where that is installed, before it is uploaded.
+    """
+    quiet_loggers()
+    with token_from_block():
+        checked = verify_checkpoint.submit(folder, None, trial)
+        checked.result()
+        return upload_checkpoint(folder, repo, public, branch, acknowledge or [], wait_for=[checked])

@@ -1,0 +1,23 @@
+"""The flow `verify_model`: a checkpoint's validation as a page."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+
+from flows.secrets import token_from_block
+from tasks.verify import verify_checkpoint
+
+
+@flow(name="verify_model", flow_run_name="verify {folder}", persist_result=False, result_serializer="json")
+def verify_model(folder: str, base: str | None = None, trial: bool = True) -> dict[str, Any]:
+    """Check a checkpoint, whoever wrote it: tensors, shapes, numbers, config, index and digests.
+
+    Args:
+        folder: The checkpoint.
+        base: A folder or repository whose architecture it should have.
+        trial: Load it with transformers, where that is installed.
+    """
+    with token_from_block():
+        return verify_checkpoint(folder, base, trial)
