@@ -89,6 +89,23 @@ def test_a_server_without_xet_is_recognised(server, made, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_token_that_expires_while_xet_uploads_is_told(server, made, tmp_path):
+    """The store's client says little, so the error is found by asking again; the next run finishes."""
+    out = made / "out"
+    server.use_xet(tmp_path / "store", sorted(out.glob("*.safetensors")))
+    server.fail("xet-write-token")
+    server.fail("xet-write-token", status=401, times=99)
+    refused = xmerge(server, tmp_path, "publish", str(out), "me/merged", xet=True)
+    assert refused.returncode == 3
+    assert "did not accept the token" in refused.stderr and "hf auth login" in refused.stderr
+    there = server.repositories["me/merged"]
+    assert set(there.commits[there.branches["main"]]) == {".gitattributes"}
+    server.faults.clear()
+    assert xmerge(server, tmp_path, "publish", str(out), "me/merged", xet=True).returncode == 0
+    assert set(there.branches) == {"main"}
+
+
+@pytest.mark.slow
 def test_what_does_not_verify_is_not_published(server, made, tmp_path):
     """One flipped bit in a shard: exit 4, and no request is made."""
     shutil.copytree(made / "out", tmp_path / "out")

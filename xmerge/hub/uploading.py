@@ -6,14 +6,14 @@ The files go to a branch of their own, are compared there, and one commit brings
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xmerge.errors import HubError
+from xmerge.errors import HubError, HubUnavailableError
 from xmerge.files import hash_file, read_bytes, storage_error
 from xmerge.hub.client import ANSWER_TIMEOUT, hub_api, is_offline, no_progress_bars, request_headers
 from xmerge.hub.faults import Doing, in_words, tell_wrong_size
@@ -214,19 +214,29 @@ def _upload_aside(
     wanted = [name for name in missing if not files[name].is_at(arrived.get(name))]
     if wanted:
         _require_xet(api, repo, branch)
-        with in_words(doing), no_progress_bars():
-            api.upload_folder(
-                repo_id=repo,
-                folder_path=folder,
-                revision=branch,
-                allow_patterns=[escape(name) for name in wanted],
-                commit_message=message,
-            )
+        try:
+            _send(api, folder, repo, wanted, branch=branch, message=message)
+        except HubUnavailableError:
+            # Of a token that has expired meanwhile, the client of the store says that the connection broke.
+            _require_xet(api, repo, branch)
+            raise
     with in_words(doing):
         commit = str(api.model_info(repo, revision=branch, timeout=ANSWER_TIMEOUT).sha)
     asked = {name: files[name] for name in missing}
     _check_arrived(asked, _list_remote(api, repo, commit), f"{repo}@{commit}")
     return commit
+
+
+def _send(api: HfApi, folder: Path, repo: str, names: Sequence[str], *, branch: str, message: str) -> None:
+    """Upload the named files of a folder, in as many commits as the client makes of them."""
+    with in_words(Doing(repo, "write", revision=branch)), no_progress_bars():
+        api.upload_folder(
+            repo_id=repo,
+            folder_path=folder,
+            revision=branch,
+            allow_patterns=[escape(name) for name in names],
+            commit_message=message,
+        )
 
 
 def _require_xet(api: HfApi, repo: str, branch: str) -> None:
