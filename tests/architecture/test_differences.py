@@ -259,6 +259,16 @@ def llama(**config: Any) -> Model:
             id="groups",
         ),
         pytest.param(
+            ("ffn_gate_inp", "ffn_up_exps"), ("deepseek_v3", {}), ("deepseek_v3", {"norm_topk_prob": False}), "C",
+            "experts are weighed by sigmoids over those of the chosen in A, sigmoids as they are in B",
+            id="weights of experts",
+        ),
+        pytest.param(
+            ("ffn_gate_inp", "ffn_up_exps"), ("qwen3_moe", {"norm_topk_prob": True}), ("qwen3_moe", {}), "C",
+            "experts are weighed by a softmax over the chosen in A, a softmax over all in B",
+            id="what a softmax over experts is over",
+        ),
+        pytest.param(
             ("token_embd", "output"), LLAMA, ("mistral", {}), "C",
             "its rows are tokens, which A and B may number differently",
             id="vocabulary",
