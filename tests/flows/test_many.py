@@ -68,7 +68,7 @@ def test_the_others_are_merged_when_one_fails(bench: Bench):
     recipes = write_recipes(bench, 2)
     (recipes / "bad.yml").write_text("merge_method: slrp\nmodels: [{model: a}]\n", encoding="utf-8")
     lost = json.loads(bench.recipe())
-    lost["models"][1]["model"] = "nowhere"
+    lost["models"][1]["model"] = "./nowhere"
     (recipes / "lost.yml").write_text(json.dumps(lost), encoding="utf-8")
     state, batch = merge_all(recipes, bench.out)
     assert state == "FAILED"
@@ -77,7 +77,7 @@ def test_the_others_are_merged_when_one_fails(bench: Bench):
     assert outcomes["bad.yml"]["exit_code"] == ConfigError.exit_code
     assert "did you mean 'slerp'?" in str(outcomes["bad.yml"]["error"])
     assert outcomes["lost.yml"]["exit_code"] == CheckpointError.exit_code
-    assert "there is no model 'nowhere'" in str(outcomes["lost.yml"]["error"])
+    assert "there is no model './nowhere'" in str(outcomes["lost.yml"]["error"])
     assert batch["exit_code"] == ConfigError.exit_code
     assert (bench.out / ".xmerge" / "store").is_dir()
 

@@ -24,7 +24,7 @@ from xmerge.errors import nearest
 
 FLOAT_DTYPES = ("bfloat16", "float16", "float32")
 STAGE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-"""Of a stage: also the name of a folder, and never that of a repository, which has a slash."""
+"""Of a stage, which is also the name of a folder; one of a model with a slash in it never means a stage."""
 TAKEN_NAMES = ("base", "union")
 """Words that mean something else where a model may be named."""
 

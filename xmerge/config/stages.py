@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 
 from xmerge.config.mentions import list_mentions
 from xmerge.config.schema import MergeConfig, ModelReference
-from xmerge.config.source import Path
 from xmerge.errors import ConfigError, nearest
 
 MOST_STAGES = 64
@@ -72,9 +71,11 @@ def _refuse_misuse(config: MergeConfig, named: Mapping[str, MergeConfig]) -> Non
         where = config.source.locate(*path)
         if _name(reference) in named:
             _refuse_extras(reference, where)
-        elif _is_unknown(config, path, reference):
+        elif _is_unknown(config, reference):
             raise ConfigError(
-                f"there is no stage and no folder '{reference}'.", where=where, remedy=nearest(_name(reference), named)
+                f"there is no stage and no folder '{reference}'.",
+                where=where,
+                remedy=f"{nearest(_name(reference), named)} (a repository without an owner: hf://{reference})",
             )
 
 
@@ -87,8 +88,8 @@ def _refuse_extras(reference: ModelReference, where: str) -> None:
         )
 
 
-def _is_unknown(config: MergeConfig, path: Path, reference: ModelReference) -> bool:
-    """Whether a name is none of a stage, is no folder, and cannot be a repository's, which has a slash."""
+def _is_unknown(config: MergeConfig, reference: ModelReference) -> bool:
+    """Whether a name that could be a stage's is none, nor that of a folder."""
     name = _name(reference)
     places = [os.path.expanduser(name)]
     places += [os.path.join(config.source.folder, name)] if config.source.folder else []
