@@ -100,7 +100,7 @@ def test_a_model_name_cannot_break_out_of_its_place(models, name):
     """Front matter, HTML, pictures, tables and hidden signs in a name come out as plain text."""
     card = draw(models, label=name, kind=name)
     assert card.count("\n---\n") == draw(models).count("\n---\n")
-    assert "<script" not in card and "![" not in card and "\u202e" not in card
+    assert "<script" not in card and card.count("![") == 1 and "\u202e" not in card
     assert yaml.safe_load(card.split("---\n")[1])["tags"] == ["merge", "xmerge"]
 
 

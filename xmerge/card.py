@@ -100,10 +100,10 @@ def _show_seed(config: MergeConfig) -> str:
 
 def _draw_metadata(plan: MergePlan) -> Iterator[str]:
     """What the Hub reads: JSON texts are YAML's too, and nothing in them has another meaning."""
-    cards, licensing = [model.card for model in plan.models], plan.licensing
+    cards, licensing = [origin.card for origin in plan.origins], plan.licensing
     target = plan.models[plan.target].card
     yield "---"
-    repos = [origin.repo for model in plan.models for origin in model.origins if origin.repo]
+    repos = [origin.repo for origin in plan.origins if origin.repo]
     if repos:
         yield from _draw_list("base_model", repos)
         yield "base_model_relation: merge"
@@ -209,15 +209,14 @@ def _draw_distances(plan: MergePlan, results: Sequence[LayerResult]) -> Iterator
             distance = measure_distance(outcome)
             if distance is not None and outcome.cosine is not None and outcome.norm_ratio is not None:
                 measured.setdefault(tensor.component, []).append((distance, outcome.cosine, outcome.norm_ratio))
-    if not measured:
-        return
     yield "## How far from the base"
     yield ""
-    rows = [(component, *map(_range, zip(*values, strict=True))) for component, values in measured.items()]
-    yield from draw_table(("component", "distance", "cosine to the base", "norm over the base's"), rows)
-    yield ""
-    yield "Distance: the norm of what was changed over the norm of the base's tensor."
-    yield ""
+    if measured:
+        rows = [(component, *map(_range, zip(*values, strict=True))) for component, values in measured.items()]
+        yield from draw_table(("component", "distance", "cosine to the base", "norm over the base's"), rows)
+        yield ""
+        yield "Distance: the norm of what was changed over the norm of the base's tensor."
+        yield ""
     yield f"![The distance of every component in every layer]({PICTURE_NAME})"
     yield ""
     yield from _tell_picture(list_cells(plan, results))
@@ -238,17 +237,17 @@ def _draw_licences(plan: MergePlan) -> Iterator[str]:
     licensing = plan.licensing
     yield "## Licences"
     yield ""
-    for model in plan.models:
-        link = link_licence(model.card)
+    for origin in plan.origins:
+        link = link_licence(origin.card)
         # Of an address nothing is left that could end it: the form of links is checked where cards are read.
-        yield f"- {escape(model.label)}: {escape(tell_licence(model.card))}{f', <{link}>' if link else ''}"
+        yield f"- {escape(origin.label)}: {escape(tell_licence(origin.card))}{f', <{link}>' if link else ''}"
     conflicts = [f"Forbids this merge to be passed on: {conflict.text}." for conflict in licensing.conflicts]
     unnamed = [
-        f"Of the licence of {model.label} nothing is known here: read it, or ask its authors."
-        for model in plan.models
-        if find_licence(model.card) is None
+        f"Of the licence of {origin.label} nothing is known here: read it, or ask its authors."
+        for origin in plan.origins
+        if find_licence(origin.card) is None
     ]
-    unread = [f"{model.label}, {text}." for model in plan.models for text in model.card.unread]
+    unread = [f"{origin.label}, {text}." for origin in plan.origins for text in origin.card.unread]
     copies = [
         f"{notice.copy_name} is the file {notice.file} of {plan.models[notice.model].label}." for notice in plan.notices
     ]
@@ -261,8 +260,7 @@ def _draw_licences(plan: MergePlan) -> Iterator[str]:
 
 def _draw_commits(plan: MergePlan) -> Iterator[str]:
     """The commits that branches of the configuration stood at."""
-    origins = dict.fromkeys((origin.repo, origin.commit) for model in plan.models for origin in model.origins)
-    pinned = [f"`{repo}@{commit}`" for repo, commit in origins if repo]
+    pinned = [f"`{origin.repo}@{origin.commit}`" for origin in plan.origins if origin.repo]
     if pinned:
         yield f"The commits it was made from: {', '.join(pinned)}."
 

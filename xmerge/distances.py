@@ -116,7 +116,7 @@ def _shorten(name: str) -> str:
 def _number_layers(canvas: Canvas, plan: MergePlan, left: int, cell_width: int) -> None:
     """The numbers of as many layers as there is room for."""
     widest = max((measure_text(str(layer.index)) for layer in plan.layers if layer.index is not None), default=1)
-    step = next(each for each in (1, 2, 5, 10, 20, 50, 100, 1000, 10_000, 100_000) if each * cell_width > widest + 4)
+    step = next(each for each in (1, 2, 5, 10, 20, 50, 100, 1000, 10_000, 100_000) if each * cell_width > widest + 8)
     for place, layer in enumerate(plan.layers):
         if layer.index is not None and layer.index % step == 0:
             canvas.write(left + place * cell_width, _MARGIN, str(layer.index), _INK)

@@ -57,6 +57,7 @@ class SourceCard(Value):
 class Origin(Value):
     """A model that something is made of, and what it says of itself."""
 
+    label: str
     repo: str | None
     commit: str | None
     card: SourceCard

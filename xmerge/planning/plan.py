@@ -291,7 +291,7 @@ class PlannedModel(Value):
         """The models that it is made of, or is."""
         if self.made_of is not None:
             return self.made_of
-        return (Origin(repo=self.repo, commit=self.commit, card=self.card),)
+        return (Origin(label=self.label, repo=self.repo, commit=self.commit, card=self.card),)
 
 
 class MergePlan(Value):
@@ -333,9 +333,16 @@ class MergePlan(Value):
             )
 
     @cached_property
+    def origins(self) -> tuple[Origin, ...]:
+        """The models that it is made of, also by way of earlier stages, each once."""
+        return tuple(
+            {(each.label, each.repo, each.commit): each for model in self.models for each in model.origins}.values()
+        )
+
+    @cached_property
     def licensing(self) -> Verdict:
         """What the models' licences say of their merge."""
-        return judge_licences([origin.card for model in self.models for origin in model.origins])
+        return judge_licences([origin.card for origin in self.origins])
 
     @cached_property
     def notices(self) -> tuple[Notice, ...]:
