@@ -1,4 +1,4 @@
-"""A power loss before every change that a small merge makes to the disk: `make faults`; `--every N` takes a sample.
+"""A power loss before every call that changes something on the disk: `make faults`; `--every N` takes a sample.
 
 For each, states that the syncs until then do not rule out are put on a disk. In each the output must be whole or not
 there, and a run that finds it must give the bytes of an undisturbed one without making a finished layer again.
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.reliability.every_call import Bench, open_bench, say
-from tests.reliability.power_loss import Change, Journal, State, journal
+from tests.reliability.power_loss import Journal, State, journal
 from tests.small_merges import digest_files, list_tree
 from xmerge.errors import XmergeError
 from xmerge.progress import Silence
@@ -46,8 +46,7 @@ class Losses:
             layers = NoteLayers(self.journal)
             bench.merge(place / "out", reporter=layers)
         self.done_at = layers.done_at
-        self.crashes = [at for at, entry in enumerate(self.journal.entries) if isinstance(entry, Change)]
-        self.crashes.append(len(self.journal.entries))
+        self.crashes = [*self.journal.calls, len(self.journal.entries)]
 
     def find_faults(self, crash: int, count: int) -> Iterator[str]:
         """What goes wrong in states after a power loss before an entry of the journal; nothing, if all is well."""
@@ -77,9 +76,9 @@ class Losses:
 
 
 def main() -> int:
-    """Lose power before every change, or every N-th; the exit code is 1 if anything broke."""
+    """Lose power before every such call, or every N-th; the exit code is 1 if anything broke."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--every", type=int, default=1, help="lose power only before every N-th change")
+    parser.add_argument("--every", type=int, default=1, help="lose power only before every N-th call")
     parser.add_argument("--states", type=int, default=6, help="random states for each, beside all kept and all lost")
     parser.add_argument("--folder", type=Path, help="where to work")
     options = parser.parse_args()
@@ -90,7 +89,7 @@ def main() -> int:
         for crash in crashes:
             for found in losses.find_faults(crash, options.states):
                 broken += 1
-                say(f"power lost before change {crash}: {found}")
+                say(f"power lost before entry {crash}: {found}")
     states = len(crashes) * (options.states + 2)
     say(f"{len(crashes)} power losses, {states} states, {broken} broken, in {time.monotonic() - started:.0f} s")
     return 1 if broken else 0

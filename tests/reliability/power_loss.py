@@ -65,6 +65,8 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         self.entries: list[Change | Sync] = []
+        self.calls: list[int] = []
+        """Where in the entries each call begins that has changed anything; a large write is many changes."""
         self._folder = folder
         self._now = State()
         self._open: dict[int, int] = {}
@@ -72,10 +74,13 @@ class Journal:
 
     def note(self, name: str, real: Callable[..., Any], *args: Any) -> Any:
         """Make a call, and write down what it has changed."""
-        noter = getattr(self, f"_note_{name}", None)
+        noter, before = getattr(self, f"_note_{name}", None), len(self.entries)
         if noter is None:
             return real(*args)
-        return noter(real, *args)
+        result = noter(real, *args)
+        if len(self.entries) > before:
+            self.calls.append(before)
+        return result
 
     def list_states(self, crash: int, choose: random.Random, count: int) -> Iterator[State]:
         """States after a power loss before the entry `crash`: all that was not synced kept, all of it lost, or some."""
