@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from tests.tiny_models import SIZES, WRITERS
 from xmerge.architecture import Family, ResolvedModel, RolePart, describe_model, find_family, list_families
+from xmerge.architecture.traits import _WANTED
 from xmerge.errors import CheckpointError
 from xmerge.sources import Location
 
@@ -300,7 +301,7 @@ def test_a_family_file_with_a_mistake_is_refused(line: str, told: str):
         Family.model_validate({**whole, "after": {"output_norm": line}})
 
 
-@pytest.mark.parametrize("field", ["norm_eps", "window", "nope", "sliding_rope_theta"])
+@pytest.mark.parametrize("field", [*_WANTED, "further_layers", "sliding_rope_theta"])
 def test_a_rule_with_a_mistake_is_refused(field: str):
     """A rule that cannot be read is named, in whatever field it stands."""
     llama = next(each for each in list_families() if each.family == "llama").model_dump()

@@ -384,7 +384,8 @@ _SECTIONS = ("before", "layer", "after", "fused")
 RULES = (
     "norm_eps", "activation", "block", "layer_period", "rope_theta", "rotary_factor", "nope", "window", "first_window",
     "softmax_scale", "residual_scale", "embedding_scale", "logit_scale", "head_norm", "attention_softcap",
-    "output_softcap", "sparse_period", "first_sparse", "looks", "temperature", "temperature_length",
+    "output_softcap", "sparse_period", "first_sparse", "looks", "temperature", "temperature_length", "positions",
+    "experts_used", "routing", "routed_scale",
 )  # fmt: skip
 """The fields of a family that are rules for config.json; `sliding_rope_theta` is one where it is there."""
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
