@@ -53,14 +53,14 @@ def parse(place: Path, t: float = 0.4, weight: float = 1.0, more: str = "") -> t
     return parse_stages(RECIPE.format(t=t, weight=weight, more=more), "recipe.yml", place)
 
 
-def run(place: Path, out: str = "out", *, store: Path | None = None, **options: float) -> MergeOutcome:
+def run(place: Path, out: str = "out", *, store: Path | None = None, **options: Any) -> MergeOutcome:
     """Merge the two stages."""
     return merge(parse(place, **options), place / out, trial=False, store=store)
 
 
-def plan(place: Path, **options: float) -> tuple[Stage, ...]:
+def plan(place: Path) -> tuple[Stage, ...]:
     """Plan the two stages."""
-    return plan_stages(parse(place, **options), place / "out")
+    return plan_stages(parse(place), place / "out")
 
 
 @pytest.fixture
