@@ -15,8 +15,8 @@ import pytest
 
 from tests.compatibility.sketches import write_config, write_shallow
 from tests.fake_checkpoints import write_fake, write_headers
+from tests.hub.samples import FIRST_READ, read_files, split_attention
 from tests.hub.server import HubServer, connected, running
-from tests.hub.test_merge_from_hub import FIRST_READ, read_files, shard
 from xmerge.compatibility import Matrix, Report, list_popular_models
 
 LLAMA = dict(list_popular_models()["llama-3-8b"].config)
@@ -355,7 +355,7 @@ def test_of_a_repository_only_config_index_and_headers_are_read(server, xmerge, 
     llama = write_fake(tmp_path / "llama", intermediate_size=4000, num_hidden_layers=2)
     qwen3 = write_fake(tmp_path / "qwen3", "qwen3", intermediate_size=4000, num_hidden_layers=3)
     server.add("org/llama", read_files(llama) | extra)
-    server.add("org/qwen3", shard(qwen3) | extra)
+    server.add("org/qwen3", split_attention(qwen3) | extra)
     said = xmerge("compat", "org/llama", "org/qwen3@main")
     assert said.exit_code == 0, said.err
     assert said.out.startswith("org/qwen3 (qwen3, 3 layers) into org/llama (llama, 2 layers)")

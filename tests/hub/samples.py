@@ -14,6 +14,8 @@ from xmerge.checkpoints.headers import build_header
 MODEL = "org/model"
 ONE, TWO = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 INDEX = "model.safetensors.index.json"
+FIRST_READ = 8 * 1024
+"""What a header costs at least: it is asked for before its length is known."""
 
 
 def shard(tensors: int, *, data: int = 50_000, seed: int = 0) -> bytes:
@@ -107,3 +109,8 @@ def split(folder: Path, place: Callable[[str], str]) -> dict[str, bytes]:
         files[file] = header + bytes(data)
     index = {"metadata": {"total_size": len(raw) - length}, "weight_map": weight_map}
     return files | {INDEX: json.dumps(index).encode()}
+
+
+def split_attention(folder: Path) -> dict[str, bytes]:
+    """A checkpoint in two shards: attention, and the rest."""
+    return split(folder, lambda name: f"{'attention' if 'self_attn' in name else 'rest'}.safetensors")

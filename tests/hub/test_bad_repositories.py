@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.fake_checkpoints import write_fake
-from tests.hub.samples import INDEX, go_offline, read_files, split
+from tests.hub.samples import FIRST_READ, INDEX, go_offline, read_files, split
 from tests.hub.server import HubServer
 from xmerge import hub
 from xmerge.cli.main import main
@@ -142,7 +142,7 @@ def test_a_quantised_repository_costs_its_header(
     said = refuse(tmp_path, capsys)
     assert "gptq" in said.lower()
     assert asked_of(server, "org/bad") == ["config.json", SHARD]
-    assert server.bytes_of(SHARD) <= 2 * (8 * 1024 + 8 * 1024), "two headers"
+    assert server.bytes_of(SHARD) <= 2 * (FIRST_READ + FIRST_READ), "two headers"
 
 
 @pytest.mark.parametrize(

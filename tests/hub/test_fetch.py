@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.hub.samples import go_offline, header_of, read_files, split
+from tests.hub.samples import FIRST_READ, go_offline, header_of, read_files, split
 from tests.hub.server import HubServer
 from tests.small_merges import digest_files, list_tree, make_plan, run, write_model
 from xmerge import hub
@@ -88,7 +88,7 @@ def sent_of_donor(server: HubServer) -> int:
 def header_bytes(server: HubServer) -> int:
     """What the donor's headers cost at most: they are asked for before their length is known."""
     (files,) = server.repositories["org/qwen3"].commits.values()
-    return sum(len(header_of(files[file])) + 8 * 1024 for file in FILES)
+    return sum(len(header_of(files[file])) + FIRST_READ for file in FILES)
 
 
 # --- which bytes

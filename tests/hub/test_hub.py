@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from tests.hub.samples import (
     FILES,
+    FIRST_READ,
     MODEL,
     ONE,
     TWO,
@@ -33,8 +34,6 @@ from tests.hub.samples import (
 from tests.hub.server import SIGNATURE, TOKEN, HubServer
 from xmerge import hub
 from xmerge.errors import HubError, HubUnavailableError, StorageError
-
-FIRST_READ = 8 * 1024
 
 # The client's own use of its HTTP library, in LFS uploads.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload:DeprecationWarning")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.hub.samples import header_of, read_files
+from tests.hub.samples import FIRST_READ, header_of, read_files
 from tests.hub.server import SIGNATURE, TOKEN, HubServer, running
 from tests.small_merges import digest_files, run, write_model
 from xmerge.hub.pieces import AT_ONCE
@@ -53,7 +53,7 @@ def test_a_kill_costs_the_parts_under_way(tmp_path: Path, part: int) -> None:
         commit = server.add("org/qwen3", read_files(tmp_path / "qwen3"), private=True)
         asked = f"GET /org/qwen3/resolve/{commit}/model.safetensors"
         header = header_of((tmp_path / "qwen3" / "model.safetensors").read_bytes())
-        before = 1 + (len(header) > 8 * 1024)
+        before = 1 + (len(header) > FIRST_READ)
         server.fail(asked, times=before + part)  # The header, and the parts before.
         server.fail(asked, act=lambda: os.kill(children[0].pid, signal.SIGKILL))
         killed = start(server, tmp_path, children)
@@ -64,9 +64,9 @@ def test_a_kill_costs_the_parts_under_way(tmp_path: Path, part: int) -> None:
 
         finished = start(server, tmp_path, children)
         assert children[1].returncode == 0, finished
-        base = (tmp_path / "llama" / "model.safetensors").stat().st_size + len(header) + 8 * 1024
+        base = (tmp_path / "llama" / "model.safetensors").stat().st_size + len(header) + FIRST_READ
         donor = server.bytes_of("model.safetensors") - base
-        assert donor <= LAYERS * PART * 1.01 + len(header) + 8 * 1024 + AT_ONCE * PART
+        assert donor <= LAYERS * PART * 1.01 + len(header) + FIRST_READ + AT_ONCE * PART
     assert weights(tmp_path / "out") == weights(tmp_path / "here")
     assert not (tmp_path / ".out.xmerge").exists()
     assert find_secrets(tmp_path) == []

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.hub.samples import FILES, MODEL, ONE, TWO, WEIGHTS, go_offline, header_of
+from tests.hub.samples import FILES, FIRST_READ, MODEL, ONE, TWO, WEIGHTS, go_offline, header_of
 from tests.hub.server import HubServer
 from xmerge import hub
 from xmerge.errors import CheckpointError, HubError, HubUnavailableError, Interrupted, StorageError
@@ -41,7 +41,7 @@ def fetch(folder: Path, commit: str, *parts: Range, file: str = ONE) -> bool:
 
 def sent(server: HubServer, file: str = ONE) -> int:
     """Bytes that the server has sent of a shard, without its header, which is read first."""
-    headers = min(8 * 1024, len(WEIGHTS[file]))
+    headers = min(FIRST_READ, len(WEIGHTS[file]))
     return server.bytes_of(file) - headers
 
 
