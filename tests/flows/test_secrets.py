@@ -99,6 +99,7 @@ def test_no_run_says_a_token_or_a_signed_address(models, tmp_path):
             "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "DEBUG",
             "PREFECT_LOGGING_HANDLERS_DEBUG_LEVEL": "DEBUG",
             "PREFECT_LOGGING_EXTRA_LOGGERS": "xmerge,httpx,httpx2,httpcore,httpcore2,urllib3,huggingface_hub",
+            "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "600",
             "HF_DEBUG": "1",
         }
         command = [sys.executable, "-m", "xmerge", "merge", "recipe.yml", "out", "--skip-trial-load"]
@@ -109,6 +110,7 @@ def test_no_run_says_a_token_or_a_signed_address(models, tmp_path):
         assert any(served.authorized for served in server.served)
     assert "DEBUG" in done.stderr + done.stdout
     assert list((tmp_path / "prefect").glob("prefect.db*"))
+    assert "curl -X" not in done.stdout + done.stderr, "the Hub's client told its requests"
     for secret in (HUB_TOKEN, SIGNATURE):
         assert secret not in done.stdout + done.stderr
         assert list_holders(tmp_path, secret) == []

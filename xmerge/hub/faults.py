@@ -57,6 +57,8 @@ def in_words(doing: Doing) -> Iterator[None]:
         HubError: It will not.
         StorageError: The disk, not the Hub.
     """
+    # The client sets the level of its loggers when this is imported: before ours, not after.
+    import huggingface_hub.utils.logging  # noqa: F401
     from huggingface_hub.errors import EntryNotFoundError
 
     quiet_loggers()
