@@ -454,6 +454,14 @@ def test_a_disturbance_that_ends_is_waited_out(server: HubServer, commit: str, s
     assert min(server.slept) >= 7
 
 
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_pin_waits_as_well(server: HubServer, commit: str, status: int) -> None:
+    """The first question to a busy Hub is asked again too, after the time that it names."""
+    server.fail("GET /api/models/org/model", status=status, headers={"Retry-After": "7"}, times=2)
+    assert hub.pin_revision(MODEL, None) == commit
+    assert [7 <= seconds <= 8 for seconds in server.slept] == [True, True]
+
+
 def test_a_hub_that_cannot_be_reached_is_told(server: HubServer, commit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nothing listens, the error says so, names the way to work offline, and is worth a retry."""
     for name in ("ENDPOINT", "HUGGINGFACE_CO_URL_TEMPLATE"):

@@ -322,9 +322,10 @@ def test_a_full_disk_is_told_before_any_part_is_fetched(
     """Where there is no room for the parts, none is asked for."""
     hub.read_shard_headers(MODEL, commit, [ONE])
     server.served.clear()
-    monkeypatch.setattr("xmerge.hub.fetching.free_bytes", lambda _folder: 9_000)
-    with pytest.raises(StorageError, match="no space left"):
+    monkeypatch.setattr("xmerge.hub.pieces.free_bytes", lambda _folder: 9_000)
+    with pytest.raises(StorageError, match="too little space") as refused:
         fetch(tmp_path, commit)
+    assert refused.value.why == "10,100 bytes are needed and 9,000 are free."
     assert server.served == []
 
 

@@ -104,7 +104,7 @@ def _fetch_files(repo: str, commit: str, files: Mapping[str, ListedFile]) -> Pat
     missing = {name: file for name, file in files.items() if not is_cached(repo, commit, name, file.size)}
     if missing and is_offline():
         raise tell_offline(name_some(sorted(missing), f"{repo}@{commit}"))
-    require_space(cache_folder(repo), repo, sum(file.size for file in missing.values()))
+    _require_space(cache_folder(repo), repo, sum(file.size for file in missing.values()))
     folder = snapshot_folder(repo, commit)
     for name, file in missing.items():
         doing = Doing(repo, revision=commit, file=name)
@@ -146,12 +146,7 @@ def _download(doing: Doing, path: Path) -> None:
         try_again_if_broken(download)
 
 
-def require_space(folder: Path, repo: str, needed: int) -> None:
-    """Refuse a fetch for which the disk of a folder has no room.
-
-    Raises:
-        StorageError: Says how much there is.
-    """
+def _require_space(folder: Path, repo: str, needed: int) -> None:
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
     free = free_bytes(existing)
     if free is not None and needed > free:

@@ -10,9 +10,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from xmerge.files import storage_error
+from xmerge.errors import StorageError
+from xmerge.files import free_bytes, storage_error
 from xmerge.hub.faults import Doing
-from xmerge.hub.fetching import require_space
 from xmerge.hub.ranges import Range, RangesIgnoredError, stream_range
 from xmerge.hub.reading import read_shard_headers
 from xmerge.hub.sparse import NEAR, SparseShard, cut_pieces, join_ranges, open_sparse, subtract_ranges
@@ -50,7 +50,7 @@ def fetch_ranges(repo: str, commit: str, wanted: Mapping[str, Sequence[Range]], 
                 missing = subtract_ranges(join_ranges(wanted[name], NEAR), intact)
                 doing = Doing(repo, revision=commit, file=name)
                 pieces += [_Piece(shard, doing, header.size, piece) for piece in cut_pieces(missing)]
-            require_space(folder, repo, sum(piece.place.nbytes for piece in pieces))
+            _require_space(folder, sum(piece.place.nbytes for piece in pieces))
             _fetch_all(pieces)
     except RangesIgnoredError:
         return False
@@ -77,6 +77,17 @@ class _Piece:
             digest.update(block)
             place += len(block)
         self.shard.note(self.place, digest.hexdigest())
+
+
+def _require_space(folder: Path, needed: int) -> None:
+    free = free_bytes(folder)
+    if free is not None and needed > free:
+        raise StorageError(
+            "there is too little space for what is to be fetched from the Hub.",
+            where=str(folder),
+            why=f"{needed:,} bytes are needed and {free:,} are free.",
+            remedy="free some, or name an output on a larger disk.",
+        )
 
 
 def _fetch_all(pieces: Sequence[_Piece]) -> None:

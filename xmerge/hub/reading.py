@@ -155,8 +155,7 @@ def name_some(names: Sequence[str], place: str) -> str:
 
 def _pin_from_cache(repo: str, revision: str) -> str:
     if is_commit(revision):
-        known = snapshot_folder(repo, revision).is_dir() or _recall_listing(repo, revision) is not None
-        commit = revision
+        commit, known = revision, snapshot_folder(repo, revision).is_dir()
     else:
         ref = cache_folder(repo) / "refs" / revision
         commit = ref.read_text().strip() if is_ref_name(revision) and ref.is_file() else ""
