@@ -28,8 +28,10 @@ def server(started: HubServer, tmp_path: Path) -> Iterator[HubServer]:
         started.faults,
         started.slept,
         started.ignored,
+        started.xet_hashes,
     ):
         record.clear()
+    started.xet_store = None
     with connected(started, tmp_path / "home"):
         yield started
 

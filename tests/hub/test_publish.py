@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -191,29 +192,40 @@ def test_small_files_are_compared_by_what_they_hold(server: HubServer, tmp_path:
 
 
 @pytest.mark.slow
-def test_a_kill_at_any_request_leaves_all_or_nothing(server: HubServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("xet", [False, True], ids=["LFS", "Xet"])
+def test_a_kill_at_any_request_leaves_all_or_nothing(server: HubServer, tmp_path: Path, xet: bool) -> None:
     """Whenever the process dies, the branch has nothing or everything; a rerun ends with one branch and one commit."""
     folder = output(tmp_path)
     whole = contents(folder)
-    upload(folder)
+    begin_anew(server, folder, xet)
+    run_until(None, server, folder, xet)
     requests = len(server.served)
     assert requests > 12
     for number in range(requests):
-        server.repositories.clear()
-        server.storage.clear()
-        die_at(number, server, folder)
+        begin_anew(server, folder, xet)
+        run_until(number, server, folder, xet)
         there = server.repositories.get("org/merged")
         if there is not None:
             left = {name: data for name, data in there.commits[there.branches["main"]].items() if name in whole}
             assert left in ({}, whole), f"killed at request {number}"
-        sent = upload(folder)
+        run_until(None, server, folder, xet)
         there = server.repositories["org/merged"]
-        assert there.branches == {"main": sent.commit}, f"killed at request {number}"
-        assert whole.items() <= there.commits[sent.commit].items()
+        assert set(there.branches) == {"main"}, f"killed at request {number}"
+        assert whole.items() <= there.commits[there.branches["main"]].items()
 
 
-def die_at(number: int, server: HubServer, folder: Path) -> None:
-    """Upload in a process of its own that is killed when its n-th request arrives."""
+def begin_anew(server: HubServer, folder: Path, xet: bool) -> None:
+    """An empty Hub."""
+    server.repositories.clear()
+    server.storage.clear()
+    server.served.clear()
+    if xet:
+        shutil.rmtree(folder.parent / "store", ignore_errors=True)
+        server.use_xet(folder.parent / "store", sorted(folder.glob("*.safetensors")))
+
+
+def run_until(number: int | None, server: HubServer, folder: Path, xet: bool) -> None:
+    """Upload in a process of its own, which is killed when its n-th request arrives, or not at all."""
     code = f"from tests.hub.samples import upload; from pathlib import Path; upload(Path({str(folder)!r}))"
     arrived, started = itertools.count(), threading.Event()
 
@@ -224,12 +236,12 @@ def die_at(number: int, server: HubServer, folder: Path) -> None:
             process.wait()
 
     server.fail("", act=strike, times=999)
-    environment = os.environ | server.environment(folder.parent / "home")
+    environment = os.environ | server.environment(folder.parent / "home", xet=xet)
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=ROOT, stderr=subprocess.PIPE)
     started.set()
     _, said = process.communicate()
     server.faults.clear()
-    assert process.returncode == -signal.SIGKILL, said.decode()
+    assert process.returncode == (0 if number is None else -signal.SIGKILL), said.decode()
 
 
 def test_an_upload_without_a_token_says_how_to_get_one(
