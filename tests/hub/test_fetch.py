@@ -17,7 +17,9 @@ from xmerge import hub
 from xmerge.checkpoints.checkpoint import read_local_shard
 from xmerge.errors import HubError, HubUnavailableError, NonfiniteInputError
 from xmerge.fetching import fetch_model
+from xmerge.planning import summarize_plan
 from xmerge.planning.downloads import Download, FetchMode, list_downloads
+from xmerge.planning.table import show_bytes
 from xmerge.progress import Silence
 
 SIZES: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4}
@@ -112,6 +114,20 @@ def test_a_plan_costs_headers_and_says_what_a_merge_will_cost(server: HubServer,
     assert after_plan <= header_bytes(server)
     merge(models)
     assert said <= sent_of_donor(server) - after_plan <= 1.01 * said
+
+
+def test_a_plan_says_what_comes_of_which_files(server: HubServer, models: Path) -> None:
+    """The summary names bytes and files of each repository, and the room that parts take beside the output."""
+    plan = make_plan(models, ON_THE_HUB)[1]
+    used, whole = plan.models[1].bytes_used, (models / "llama" / "model.safetensors").stat().st_size
+    summary = dict(summarize_plan(plan))
+    assert summary["download of org/llama"] == f"{show_bytes(whole)}; all of model.safetensors"
+    assert summary["download of org/qwen3"] == f"{show_bytes(used)}; tensors of {FILES[0]}, {FILES[1]}"
+    assert summary["disk needed"] == show_bytes(plan.bytes_written + used)
+    merge(models, fetch="shards")
+    summary = dict(summarize_plan(make_plan(models, ON_THE_HUB)[1]))
+    assert summary["download of org/qwen3"] == "0 B; 2 of 2 files are in the cache"
+    assert summary["disk needed"] == show_bytes(plan.bytes_written)
 
 
 def test_planning_again_asks_the_hub_for_the_commit_alone(

@@ -49,6 +49,13 @@ def test_one_recipe_goes_from_the_hub_to_the_hub(tmp_path, server, how):
     planned = run(server, tmp_path, "plan", "recipe.yml", "--json")
     assert [model["commit"] for model in json.loads(planned)["models"]] == [llama, qwen3]
     assert json.loads(planned)["models"][1]["files"] == ["attention.safetensors"]
+    (_, download) = json.loads(planned)["downloads"]
+    assert (download["repo"], download["commit"], download["file"]) == ("org/qwen3", qwen3, "attention.safetensors")
+    assert download["bytes_fetched"] == {
+        "auto": download["bytes_used"],
+        "shards": download["bytes"],
+        "tensors": download["bytes_used"],
+    }
 
     said = json.loads(run(server, tmp_path, "merge", "recipe.yml", "out", *how, "--json", "--skip-trial-load"))
     assert server.bytes_of("rest.safetensors") <= FIRST_READ, "more than the header of an unused shard was fetched"

@@ -32,6 +32,8 @@ def draw_plan(plan: MergePlan) -> list[Row]:
 def summarize_plan(plan: MergePlan) -> list[tuple[str, str]]:
     """Sizes and counts of the whole plan, as (name, value)."""
     tensors = plan.tensors
+    # Whole shards go to the Hub cache, which may be on another disk.
+    parts = sum(each.bytes_fetched("auto") for each in list_downloads(plan) if not each.is_fetched_whole("auto"))
     counts = Counter(tensor.decision for tensor in tensors)
     told = ", ".join(f"{counts[decision]} {decision}" for decision in get_args(Decision) if counts[decision])
     return [
@@ -41,7 +43,7 @@ def summarize_plan(plan: MergePlan) -> list[tuple[str, str]]:
         ("copied untouched", show_bytes(sum(layer.bytes_copied for layer in plan.layers))),
         ("computed", f"{sum(tensor.elements for tensor in tensors if not tensor.is_copied):,} numbers"),
         ("written", show_bytes(plan.bytes_written)),
-        ("disk needed", show_bytes(plan.bytes_written)),
+        ("disk needed", show_bytes(plan.bytes_written + parts)),
         ("memory", f"{show_bytes(estimate_buffers(plan))} of buffers for each worker on a CPU, beside torch itself"),
         *_tell_downloads(plan),
         ("fingerprint", plan.fingerprint),
