@@ -339,6 +339,7 @@ def test_a_layout_that_no_file_describes_has_no_family():
     [
         ({"model_type": "deepseek_v3"}, "deepseek_v3", "rope_interleave = true", "rope_interleave = false"),
         ({"model_type": "gpt2"}, "gpt2", "add_cross_attention = false", "add_cross_attention = true"),
+        ({"model_type": "gpt_oss"}, "gpt_oss", "swiglu_limit = 7.0", "swiglu_limit = 14.0"),
         (
             {"model_type": "falcon", "new_decoder_architecture": True},
             "falcon2",
