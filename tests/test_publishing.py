@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.small_merges import run, write_models
+from tests.small_merges import RECIPE, run, write_models
 from xmerge import hub
 from xmerge.errors import CheckpointError, PlanError
 from xmerge.publishing import publish_verified
@@ -72,10 +72,10 @@ def test_a_conflict_that_an_output_knows_of_stops_its_publication(out, sent):
     assert sent[0]["message"].startswith("xmerge: out (")
 
 
-def test_what_the_recipe_has_acknowledged_needs_no_option(out, sent):
+def test_what_the_recipe_has_acknowledged_needs_no_option(made, tmp_path, sent):
     """The recipe's word goes along with the output."""
-    edit_provenance(out, lambda said: said["licences"].update(acknowledged=["llama2"]))
-    assert publish(out).changed and len(sent) == 1
+    run(made.parent, tmp_path / "out", RECIPE + "publish: {repo: me/x, acknowledge: [llama2]}\n")
+    assert publish(tmp_path / "out").changed and len(sent) == 2
 
 
 @pytest.mark.parametrize("said", [None, [], {"verdict": {"conflicts": "none"}}, {"verdict": {}, "more": 1}])
