@@ -6,6 +6,7 @@ import pytest
 
 from tests.flows.history import last_run
 from tests.flows.tiny import Bench
+from tests.hub.server import connected, running
 from xmerge.errors import InvalidMergeError
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("api_url")]
@@ -50,3 +51,17 @@ def test_a_folder_that_is_no_checkpoint_is_named(bench: Bench):
 
     with pytest.raises(InvalidMergeError, match=r"config\.json does not exist"):
         verify_model(str(bench.models), trial=False)
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload:DeprecationWarning")
+def test_a_whole_checkpoint_is_published_once(bench: Bench):
+    """Verified and uploaded as two tasks; a second run finds all of it there and makes no second commit."""
+    from flows.publish import publish_model
+
+    bench.merge()
+    with running() as server, connected(server, bench.place / "hub"):
+        made = [publish_model(str(bench.out), "me/merged", trial=False) for _ in range(2)]
+        commits = server.repositories["me/merged"].commits
+        assert made[0]["commit"] == made[1]["commit"] == list(commits)[-1]
+    assert [each["uploaded"] for each in made] == [True, False]
+    assert last_run(2).names == ["verify_checkpoint", "upload_checkpoint"]

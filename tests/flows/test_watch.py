@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.flows.history import last_run
 from tests.flows.tiny import Bench, digest, write_llama
+from tests.hub.samples import read_files
+from tests.hub.server import connected, running
 from xmerge import engine
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("api_url")]
@@ -21,11 +25,12 @@ def own(tmp_path: Path, models: Path) -> Bench:
     return Bench(tmp_path / "models", tmp_path)
 
 
-def watch(bench: Bench, **options: object) -> str:
+def watch(bench: Bench, recipe: dict[str, Any] | None = None) -> str:
     """Call the flow; how it says that it ended."""
     from flows.watch import watch_sources
 
-    state = watch_sources(bench.recipe(), str(bench.out), trial=False, return_state=True, **options)
+    text = json.dumps(recipe) if recipe else bench.recipe()
+    state = watch_sources(text, str(bench.out), trial=False, return_state=True)
     assert state.type.value == "COMPLETED"
     return str(state.message)
 
@@ -73,3 +78,17 @@ def test_a_changed_recipe_is_merged_too(own: Bench):
     watch(own)
     state = watch_sources(own.recipe(0.7), str(own.out), trial=False, return_state=True)
     assert str(state.message).endswith(": the recipe or xmerge has changed")
+
+
+def test_a_branch_that_moved_on_the_hub_is_merged_again(own: Bench):
+    """The commits are compared: at the same ones no weight is fetched, and a new one is merged and told."""
+    recipe = json.loads(own.recipe())
+    recipe["models"][1]["model"] = "org/donor@main"
+    with running() as server, connected(server, own.place / "hub"):
+        first = server.add("org/donor", read_files(own.models / "donor"))
+        watch(own, recipe)
+        server.served.clear()
+        assert watch(own, recipe).startswith("nothing new")
+        assert server.bytes_of("model.safetensors") == 0
+        second = server.repositories["org/donor"].commit({**read_files(write_llama(own.models / "newer", seed=9))})
+        assert watch(own, recipe).endswith(f": org/donor: {first[:12]} -> {second[:12]}")
