@@ -81,7 +81,7 @@ def _merge_all(given: list[Path], out: Path, store: Path | None, options: dict[s
 def _merge_one(placed: PlacedRecipe, store: Path, options: dict[str, Any]) -> RecipeOutcome:
     """Merge one recipe as a flow run of its own; an error is what has come of it."""
     watch = current_watch()
-    watch.reporter.note(f"{placed.recipe.name}:")
+    watch.reporter.stage(placed.recipe.name)
     # Prefect lists a flow that another calls among that one's tasks.
     watch.task_runs += 1
     with watch_child(watch):

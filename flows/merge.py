@@ -102,7 +102,7 @@ def _merge(
         earlier, made, after = () if work.finished else stages[:-1], list[dict[str, Any]](), list(planned)
         sweep_stages(earlier, work)
         for recipe, stage in zip(recipes, earlier, strict=False):
-            watch.reporter.note(f"stage {stage.name}:")
+            watch.reporter.stage(f"stage {stage.name}")
             watch.reporter.plan_ready(stage.plan)
             with open_stage(stage, work) as inner:
                 steps = MergeSteps(recipe, stage.plan, inner, watch, stage.name)

@@ -73,7 +73,7 @@ def merge(
         before, earlier = list[MergeOutcome](), () if work.finished else stages[:-1]
         sweep_stages(earlier, work)
         for stage in earlier:
-            tell.note(f"stage {stage.name}:")
+            tell.stage(f"stage {stage.name}")
             with open_stage(stage, work) as inner:
                 before.append(run.carry_out(stage, inner, trial=False))
         outcome = run.carry_out(last, work, trial=trial)
