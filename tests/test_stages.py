@@ -17,7 +17,7 @@ from xmerge.errors import OutputExistsError, PlanError
 from xmerge.run import MergeOutcome, merge
 from xmerge.source_cards import read_source_card
 from xmerge.sources import Location, read_model
-from xmerge.stages import Stage, foresee_needed, place_stage, plan_stages
+from xmerge.stages import Stage, foresee_card, foresee_needed, place_stage, plan_stages
 
 LAYERS = 4
 CARD = "---\nlicense: {licence}\nlanguage: [en, de]\ndatasets: [org/set]\n---\n"
@@ -90,6 +90,13 @@ def test_a_stage_is_foreseen_as_it_is_made(place: Path):
     assert replace(read, shards=shards, pin=foreseen.checkpoint.pin) == foreseen.checkpoint
     assert read_source_card(location) == foreseen.card
     assert foreseen.checkpoint.pin == first.plan.fingerprint
+
+
+def test_the_output_s_card_says_what_the_plan_foresaw(place: Path):
+    """Also where a stage's card goes into another's: languages, data sets and licence come from the models alone."""
+    run(place)
+    _, last = plan(place)
+    assert read_source_card(Location(reference="out", label="out", folder=place / "out")) == foresee_card(last.plan)
 
 
 @pytest.mark.slow

@@ -92,7 +92,7 @@ def foresee(stage: Stage, folder: Path) -> ForeseenModel:
         location=Location(reference=name, label=name, folder=folder, metadata=stage.metadata),
         checkpoint=foresee_checkpoint(plan, name),
         card=foresee_card(plan),
-        origins=tuple(dict.fromkeys(origin for model in plan.models for origin in model.origins)),
+        origins=plan.origins,
     )
 
 
@@ -113,14 +113,14 @@ def foresee_checkpoint(plan: MergePlan, label: str) -> Checkpoint:
 
 def foresee_card(plan: MergePlan) -> SourceCard:
     """What the card of a plan's output is going to say, and the licence texts that are going to lie beside it."""
-    cards, licensing = [model.card for model in plan.models], plan.licensing
+    cards, licensing = [origin.card for origin in plan.origins], plan.licensing
     return SourceCard(
         licence=licensing.licence,
         licence_name=licensing.name,
         licence_link=licensing.link,
         languages=tuple(dict.fromkeys(each for card in cards for each in card.languages)),
         datasets=tuple(dict.fromkeys(each for card in cards for each in card.datasets)),
-        pipeline_tag=cards[plan.target].pipeline_tag or "text-generation",
+        pipeline_tag=plan.models[plan.target].card.pipeline_tag or "text-generation",
         notices=tuple(sorted((notice.copy_name, notice.sha256) for notice in plan.notices)),
     )
 

@@ -24,12 +24,12 @@ def test_the_settings_do_not_overrule_a_person(monkeypatch):
 @pytest.mark.slow
 def test_the_settings_come_before_prefect():
     """The command can set the environment before Prefect reads it: importing it does not import Prefect."""
-    code = "import flows.settings, flows.command, sys; sys.exit('prefect' in sys.modules)"
+    code = "import flows.settings, flows.command, flows.merge_many, sys; sys.exit('prefect' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.slow
-def test_listing_the_flow_does_not_load_torch():
-    """Whoever deploys or serves the flow imports it, and does not wait for torch."""
-    code = "import flows.merge, sys; sys.exit('torch' in sys.modules)"
+def test_listing_the_flows_does_not_load_torch():
+    """Whoever deploys or serves the flows imports them, and does not wait for torch."""
+    code = "import flows.many, flows.merge, flows.publish, flows.verify, flows.watch, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
