@@ -399,8 +399,6 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
         if not name.endswith(_LFS_SUFFIXES):
             return self._content(data, {**headers, "ETag": f'"{_sha1(data)}"'})
-        if _sha256(data) in self.hub.xet_hashes:
-            return 200, b"", {**headers, **self._xet_headers(repo, commit, data)}
         # Where they are stored is a secret that the signature opens.
         self.hub.storage[_sha256(data)] = data
         return (
@@ -408,6 +406,7 @@ class _Handler(BaseHTTPRequestHandler):
             b"",
             {
                 **headers,
+                **self._xet_headers(repo, commit, data),
                 "Location": f"{self.hub.storage_endpoint}/stored/{_sha256(data)}/{name}?X-Signature={SIGNATURE}",
                 "X-Linked-Etag": f'"{_sha256(data)}"',
                 "X-Linked-Size": str(len(data)),
@@ -415,11 +414,10 @@ class _Handler(BaseHTTPRequestHandler):
         )
 
     def _xet_headers(self, repo: str, commit: str, data: bytes) -> dict[str, str]:
+        """What Xet's client needs beside the address that all others follow; nothing for a file in the LFS."""
+        if _sha256(data) not in self.hub.xet_hashes:
+            return {}
         return {
-            "Content-Length": str(len(data)),
-            "ETag": f'"{_sha256(data)}"',
-            "X-Linked-Etag": f'"{_sha256(data)}"',
-            "X-Linked-Size": str(len(data)),
             "X-Xet-Hash": self.hub.xet_hashes[_sha256(data)],
             "X-Xet-Refresh-Route": f"{self.hub.endpoint}/api/models/{repo}/xet-read-token/{commit}",
         }
