@@ -33,8 +33,10 @@ _METADATA = (
     "chat_template.json",
     "additional_chat_templates/*.jinja",
     "README.md",
-    "LICENSE*",
+    "LICEN[CS]E*",
     "NOTICE*",
+    "[Nn]otice*",
+    "USE_POLICY*",
 )
 _NEVER = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "*.py")
 
