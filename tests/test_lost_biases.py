@@ -74,6 +74,7 @@ def expect_norms(part: str, *donors: dict[str, torch.Tensor]) -> list[list[float
     return [[norm_of(donor, f"{name}.bias") / norm_of(donor, f"{name}.weight") for donor in donors] for name in names]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [each for each in list_methods() if each.inputs[1] != 1], ids=lambda each: each.name)
 def test_a_bias_is_measured_beside_its_weight_whatever_the_method_is(tmp_path, method):
     """Norm of the bias over that of the donor's weight, for each layer and donor; nothing where no bias is lost."""

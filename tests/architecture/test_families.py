@@ -133,6 +133,7 @@ def over(families: list[Family]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("family", families, ids=lambda family: family.family)
 
 
+@pytest.mark.slow
 @over(CHECKED)
 def test_a_family_knows_all_that_its_classes_write(bench: Bench, tmp_path: Path, family: Family):
     """Of a real checkpoint, all that belongs to the language model has a role, and nothing expected is missing."""

@@ -22,6 +22,7 @@ SEED = 7
 """What mergekit was run with."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_mergekit_recipe_gives_mergekit_s_tensors(case, xmerge, tmp_path, monkeypatch):
     """Every tensor is mergekit's: to float32 rounding, and to bfloat16's where mergekit computed in bfloat16."""

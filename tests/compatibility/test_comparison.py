@@ -172,6 +172,7 @@ def test_equal_shapes_with_other_heads_are_refused(base, donor, roles, turned):
         assert all(class_of(found, role) == "E" for role in trapped)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list_popular_models())
 def test_a_model_fits_into_itself(name):
     """Every component is exact, nothing is dropped, and as much is read as is there."""

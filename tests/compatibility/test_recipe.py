@@ -54,6 +54,7 @@ def zoo(tmp_path_factory) -> Iterator[dict[tuple[str, int], ResolvedModel]]:
     shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", NAMES)
 def test_a_recipe_merges_exactly_what_the_table_says(zoo, base):
     """Whatever the donor, the recipe merges what has class A or B where it has it, and nothing else but C for the #."""

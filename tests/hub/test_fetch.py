@@ -145,6 +145,7 @@ def test_planning_again_asks_the_hub_for_the_commit_alone(
         go_offline(monkeypatch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["auto", "shards", "tensors"])
 def test_however_it_is_fetched_the_output_is_the_same(server: HubServer, models: Path, mode: FetchMode) -> None:
     """Whole shards or parts of them make the weights that local models make, and nothing is left but the output."""
@@ -153,6 +154,7 @@ def test_however_it_is_fetched_the_output_is_the_same(server: HubServer, models:
     assert not [path for path in list_tree(models) if ".xmerge" in path]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "whole"),
     [("auto", {0: True, 1: False}), ("shards", {0: True, 1: True}), ("tensors", {0: False, 1: False})],
@@ -229,6 +231,7 @@ def test_a_branch_that_moves_during_a_fetch_changes_nothing(server: HubServer, m
     assert moved == [there.branches["main"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "kind"),
     [
