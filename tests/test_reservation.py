@@ -16,6 +16,7 @@ from tests.small_merges import list_tree, make_plan, run, write_models
 from xmerge import disk, reservation
 from xmerge.errors import StorageError
 from xmerge.reservation import estimate_entry, estimate_texts, hold_space, release_space
+from xmerge.source_cards import MOST_BYTES
 from xmerge.work import open_work_folder
 
 
@@ -116,4 +117,16 @@ def test_what_is_estimated_is_enough(tmp_path):
     for layer in plan.layers:
         assert entries[layer.fingerprint] + records[layer.fingerprint] <= estimate_entry(layer)
     texts = [path for path in (tmp_path / "out").iterdir() if path.suffix != ".safetensors"]
+    assert sum(path.stat().st_blocks * 512 for path in texts) <= estimate_texts(plan)
+
+
+def test_licences_that_go_along_have_their_space(tmp_path):
+    """A text of the largest size that is copied, of each model, fits into what was foreseen."""
+    write_models(tmp_path)
+    for number, config in enumerate(sorted(tmp_path.glob("*/config.json"))):
+        (config.parent / "LICENSE").write_bytes(bytes([48 + number]) * MOST_BYTES)
+    plan = make_plan(tmp_path)[1]
+    run(tmp_path, store=tmp_path / "store")
+    texts = [path for path in (tmp_path / "out").iterdir() if path.suffix != ".safetensors"]
+    assert sum(path.stat().st_size >= MOST_BYTES for path in texts) == len(plan.models)
     assert sum(path.stat().st_blocks * 512 for path in texts) <= estimate_texts(plan)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xmerge import disk
+from xmerge.source_cards import MOST_BYTES
 
 if TYPE_CHECKING:
     from xmerge.planning.plan import LayerPlan, MergePlan
@@ -93,4 +94,5 @@ def estimate_entry(layer: LayerPlan) -> int:
 
 def estimate_texts(plan: MergePlan) -> int:
     """Bytes that an output takes beside its shards."""
-    return TEXT_BYTES + TEXT_BYTES_PER_TENSOR * sum(len(layer.tensors) for layer in plan.layers)
+    notices = len(plan.notices) * MOST_BYTES
+    return TEXT_BYTES + notices + TEXT_BYTES_PER_TENSOR * sum(len(layer.tensors) for layer in plan.layers)
