@@ -259,8 +259,8 @@ SHARDED: dict[str, tuple[Damage, str]] = {
         (f"org/m/{INDEX_NAME} names '\\ud800\\x1b', which is no name for a tensor.\n  do: fetch the file again."),
     ),
     "the index holds more values than any": (
-        lambda folder: (folder / INDEX_NAME).write_text('{"weight_map": [' + "0," * 400_000 + "0]}", encoding="utf-8"),
-        f"org/m/{INDEX_NAME} holds more than 400,000 values.\n  do: fetch the file again.",
+        lambda folder: (folder / INDEX_NAME).write_text('{"weight_map": [' + "0," * 750_000 + "0]}", encoding="utf-8"),
+        f"org/m/{INDEX_NAME} holds more than 750,000 values.\n  do: fetch the file again.",
     ),
     "a shard is a pipe": (
         lambda folder: put_pipe(folder / TWO),

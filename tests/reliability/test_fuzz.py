@@ -84,7 +84,8 @@ def test_a_case_can_be_drawn_again():
 BOMBS = {
     "lists": b'{"a":[' + b"[]," * (SMALL.values // 2 - 3) + b"0]}",
     "objects": b'{"a":[' + b'{"b":0},' * (SMALL.values // 2 - 3) + b"0]}",
-    "keys": b"{" + b",".join(b'"%d":%d' % (2**40 + each, 2**60 + each) for each in range(SMALL.values - 3)) + b"}",
+    "empty objects": b'{"a":[' + b"{}," * (SMALL.values // 2 - 3) + b"0]}",
+    "keys": b"{" + b",".join(b'"%d":%d' % (2**40 + each, 2**60 + each) for each in range(SMALL.keys)) + b"}",
     "a wide text": b'{"a":"' + "\U0001f600".encode() + b"x" * (SMALL.nbytes // 4 - 30) + b'"}',
     "a long text": b'{"a":"' + b"x" * (SMALL.nbytes - 30) + b'"}',
     "too many bytes": b'{"a":"' + b"x" * SMALL.nbytes + b'"}',

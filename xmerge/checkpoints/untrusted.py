@@ -21,12 +21,14 @@ class Bounds(NamedTuple):
     nbytes: int
     """Of its text, each character as wide as the widest."""
     values: int
-    """Counted before it is parsed: each takes up to 300 bytes."""
+    """Counted before it is parsed, as are the keys: each takes up to 300 bytes."""
+    keys: int
+    """Those of an object are held twice while it is parsed."""
 
 
-SMALL = Bounds(25_000_000, 400_000)
-"""Of a header, an index or a config.json: what huggingface_hub reads of a header, and 50,000 tensors in one file."""
-LARGE = Bounds(2**28, 2**22)
+SMALL = Bounds(25_000_000, 750_000, 400_000)
+"""Of a header, an index or a config.json: what huggingface_hub reads of a header, and 90,000 tensors in one file."""
+LARGE = Bounds(2**28, 2**22, 2**22)
 """Of a tokenizer."""
 
 
@@ -44,6 +46,8 @@ def parse_object(raw: bytes, bounds: Bounds = SMALL, *, unique: bool = True) -> 
         raise UntrustedError(f"takes more than {bounds.nbytes:,} bytes")
     if sum(map(raw.count, _MARKS)) > bounds.values:
         raise UntrustedError(f"holds more than {bounds.values:,} values")
+    if raw.count(b":") > bounds.keys:
+        raise UntrustedError(f"holds more than {bounds.keys:,} keys")
     try:
         data = json.loads(raw.decode("utf-8"), object_pairs_hook=_take_unique if unique else None)
     except UntrustedError:
