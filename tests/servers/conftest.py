@@ -1,0 +1,71 @@
+"""What a team runs: a Prefect server on PostgreSQL and a worker of a process work pool, each a process of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flows.settings import apply_settings
+
+# Before Prefect is imported, which is when it reads them.
+apply_settings()
+
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings  # noqa: E402
+
+from tests.flows.tiny import Bench, write_llama  # noqa: E402
+from tests.servers.postgres import MISSING, find_programs, running_postgres  # noqa: E402
+from tests.servers.runs import POOL, make_pool  # noqa: E402
+from tests.servers.server import Server  # noqa: E402
+from tests.servers.worker import Worker  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def database() -> Iterator[str]:
+    """The address of an empty database on PostgreSQL."""
+    programs = find_programs()
+    if programs is None:
+        pytest.skip(MISSING)
+    with running_postgres(programs) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def server(database, tmp_path_factory) -> Iterator[Server]:
+    """A server on PostgreSQL, which this process talks to; a test that kills it starts it again."""
+    home = Path(tmp_path_factory.mktemp("server"))
+    server = Server(home, database)
+    try:
+        server.start()
+        with temporary_settings(updates={PREFECT_API_URL: server.url, PREFECT_HOME: home}):
+            make_pool()
+            yield server
+    finally:
+        server.kill()
+
+
+@pytest.fixture(scope="session")
+def worker(server, tmp_path_factory) -> Iterator[Worker]:
+    """A worker of the pool; a test that kills it starts it again."""
+    worker = Worker(Path(tmp_path_factory.mktemp("worker")), server.url, POOL)
+    worker.start()
+    try:
+        yield worker
+    finally:
+        worker.kill()
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory) -> Path:
+    """A folder with two tiny models, `base` and `donor`."""
+    folder = Path(tmp_path_factory.mktemp("models"))
+    for seed, name in enumerate(("base", "donor")):
+        write_llama(folder / name, seed)
+    return folder
+
+
+@pytest.fixture
+def bench(models, tmp_path) -> Bench:
+    """A recipe for the two models, and a place for the output."""
+    return Bench(models, tmp_path)

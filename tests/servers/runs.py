@@ -1,0 +1,90 @@
+"""Deployments and their runs, through Prefect's API, as its pages use it."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+from uuid import UUID
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterId,
+    LogFilter,
+    LogFilterFlowRunId,
+)
+from prefect.client.schemas.objects import FlowRun, Log, TaskRun
+from prefect.flows import Flow, load_flow_from_entrypoint
+from prefect.utilities.callables import parameter_schema
+
+from flows.history import wait_for_history
+from tests.servers.processes import wait_until
+
+POOL = "xmerge-tests"
+MERGE, UNHURRIED = "flows.merge.merge_models", "tests.servers.unhurried.merge_models"
+
+
+def make_pool() -> None:
+    """A process work pool."""
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
+
+
+def deploy(entrypoint: str, name: str, **options: Any) -> UUID:
+    """Make a flow startable through the API."""
+    flow: Flow[..., Any] = load_flow_from_entrypoint(entrypoint)
+    with get_client(sync_client=True) as client:
+        return client.create_deployment(
+            flow_id=client.create_flow(flow),
+            name=name,
+            work_pool_name=POOL,
+            entrypoint=entrypoint,
+            parameter_openapi_schema=parameter_schema(flow).model_dump_for_openapi(),
+            enforce_parameter_schema=True,
+            **options,
+        )
+
+
+def start_run(deployment: UUID, **parameters: Any) -> UUID:
+    """Ask for a run, as the form does."""
+    with get_client(sync_client=True) as client:
+        return client.create_flow_run_from_deployment(deployment, parameters=parameters).id
+
+
+def read_run(run: UUID) -> FlowRun:
+    """What the API knows of a run."""
+    with get_client(sync_client=True) as client:
+        return client.read_flow_run(run)
+
+
+def wait_for_end(*runs: UUID) -> list[FlowRun]:
+    """The runs, when all of them have ended."""
+    wait_until(lambda: all(has_ended(run) for run in runs), "the runs have ended")
+    return [read_run(run) for run in runs]
+
+
+def tell(run: FlowRun) -> str:
+    """What a run's page says of how it ended."""
+    assert run.state is not None
+    return str(run.state.message)
+
+
+def has_ended(run: UUID) -> bool:
+    """Whether a run is in a state that it stays in."""
+    state = read_run(run).state
+    return state is not None and state.is_final()
+
+
+def read_tasks(run: UUID, count: int) -> list[TaskRun]:
+    """The task runs of a flow run, when the server has recorded the end of so many: it does so after the run."""
+    assert wait_for_history(str(run), count, patience=15)
+    with get_client(sync_client=True) as client:
+        return client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run])))
+
+
+def read_complaints(run: UUID) -> list[str]:
+    """What a run has logged as a warning or worse."""
+    with get_client(sync_client=True) as client:
+        logs: list[Log] = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run])))
+    return [log.message for log in logs if log.level >= logging.WARNING]
