@@ -1,5 +1,6 @@
 """The configuration: what a person writes, read strictly."""
 
+from xmerge.config.form import DEFAULT_METHOD, MergeForm, take_recipe
 from xmerge.config.loading import load_config, load_stages, parse_config, parse_reference, parse_stages
 from xmerge.config.mentions import list_mentions, locate_mention
 from xmerge.config.schema import (
@@ -18,10 +19,12 @@ from xmerge.config.settings import FilteredValue, Parameters, Setting
 from xmerge.config.stages import list_needed
 
 __all__ = [
+    "DEFAULT_METHOD",
     "FilteredValue",
     "InputModel",
     "LayerRange",
     "MergeConfig",
+    "MergeForm",
     "ModelPath",
     "ModelReference",
     "ModuleDefinition",
@@ -39,4 +42,5 @@ __all__ = [
     "parse_config",
     "parse_reference",
     "parse_stages",
+    "take_recipe",
 ]

@@ -76,7 +76,7 @@ def parse_config(text: str, name: str = "the configuration", folder: FilePath | 
             where=f"{name}, line {documents[1].lines[()]}",
             remedy="keep one of them; `xmerge merge` and `xmerge plan` take all as stages of one merge.",
         )
-    return _make_config(documents[0], ConfigSource(name, text, documents[0].lines, folder))
+    return make_config(documents[0].data, ConfigSource(name, text, documents[0].lines, folder))
 
 
 def parse_stages(text: str, name: str = "the configuration", folder: FilePath | None = None) -> tuple[MergeConfig, ...]:
@@ -96,7 +96,7 @@ def parse_stages(text: str, name: str = "the configuration", folder: FilePath | 
     """
     stages = order_stages(
         [
-            _make_config(document, ConfigSource(name, document.text, document.lines, folder))
+            make_config(document.data, ConfigSource(name, document.text, document.lines, folder))
             for document in _read_yaml(text, name)
         ]
     )
@@ -104,11 +104,15 @@ def parse_stages(text: str, name: str = "the configuration", folder: FilePath | 
     return (*stages[:-1], last.with_source(replace(last.source, text=text)))
 
 
-def _make_config(document: _Document, source: ConfigSource) -> MergeConfig:
-    data, name = document.data, source.name
+def make_config(data: Any, source: ConfigSource) -> MergeConfig:
+    """The configuration that plain data means.
+
+    Raises:
+        ConfigError: It has no meaning; every fault is told by its place in the source.
+    """
     if not isinstance(data, dict):
         raise ConfigError(
-            f"{name} is not a merge configuration.",
+            f"{source.name} is not a merge configuration.",
             why="it has no keys at its top level.",
             remedy="`xmerge compat BASE DONOR` prints one to start from.",
         )
