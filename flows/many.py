@@ -38,6 +38,7 @@ def merge_many(
     store: str | None = None,
     trial: bool = True,
     fetch: FetchMode = "shards",
+    task_runner: str = "thread",
 ) -> State[Any]:
     """Merge many recipes, each into a folder of its own; layers and downloads that they share are made once.
 
@@ -49,10 +50,11 @@ def merge_many(
         store: A folder that keeps merged layers; default: one beside the outputs, which goes when all are made.
         trial: Load each output with transformers, where it is installed, before it appears.
         fetch: From the Hub, whole shards, which later recipes find in the cache, or only the tensors that one reads.
+        task_runner: Where layers are merged: thread, dask or ray; dask:ADDRESS or ray:ADDRESS for a running cluster.
     """
     watch = current_watch()
     watch.flow_run_id = str(find_run_id())
-    options = {"device": device, "workers": workers, "trial": trial, "fetch": fetch}
+    options = {"device": device, "workers": workers, "trial": trial, "fetch": fetch, "task_runner": task_runner}
     try:
         outcome = _merge_all([Path(each) for each in recipes], Path(out), Path(store) if store else None, options)
     except CancelledRun as error:

@@ -34,6 +34,7 @@ from xmerge.hub.faults import quiet_loggers
 from xmerge.interrupt import clear_stop, request_stop
 from xmerge.planning import MergePlan
 from xmerge.planning.downloads import FetchMode
+from xmerge.runners import parse_runner
 from xmerge.stages import Stage, foresee_needed, open_stage, sweep_stages
 from xmerge.work import open_work_folder
 
@@ -59,6 +60,7 @@ def merge_models(
     seed: Annotated[int, Field(ge=0)] | None = None,
     trial: bool = True,
     fetch: FetchMode = "auto",
+    task_runner: str = "thread",
 ) -> dict[str, Any] | State[Any]:
     """Merge the weights of language models into one checkpoint of the base's architecture.
 
@@ -71,6 +73,7 @@ def merge_models(
         seed: Takes the place of the recipe's random_seed.
         trial: Load the output with transformers, where it is installed, before it appears.
         fetch: From the Hub, whole shards, only the tensors that are read, or whichever is less (auto).
+        task_runner: Where layers are merged: thread, dask or ray; dask:ADDRESS or ray:ADDRESS for a running cluster.
     """
     watch = current_watch()
     watch.flow_run_id = str(find_run_id())
@@ -78,7 +81,7 @@ def merge_models(
     quiet_loggers()
     with _others_stop_on_failure():
         try:
-            options = RunOptions(device, workers, trial, fetch)
+            options = RunOptions(device, workers, trial, fetch, parse_runner(task_runner))
             with token_from_block():
                 watch.outcome = _merge(
                     watch, read_recipe(recipe, seed), Path(out), Path(store) if store else None, options

@@ -24,6 +24,7 @@ from tasks.recipes import Recipe
 from tasks.validate import validate_merge
 from xmerge.planning import MergePlan, pack_layers
 from xmerge.planning.downloads import FetchMode
+from xmerge.runners import RunnerName
 from xmerge.work import WorkFolder, write_plan
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 Futures = list[PrefectFuture[Any]]
 SECONDS_BETWEEN_UPDATES = 0.5
+THREADS = RunnerName(kind="thread")
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class RunOptions:
     workers: int = 2
     trial: bool = True
     fetch: FetchMode = "auto"
+    runner: RunnerName = THREADS
 
 
 @dataclass
