@@ -88,7 +88,7 @@ def _merge_one(placed: PlacedRecipe, store: Path, options: dict[str, Any]) -> Re
     watch.task_runs += 1
     with watch_child(watch):
         try:
-            made = merge_models(str(placed.recipe), str(placed.out), store=str(store), **options)
+            made = merge_models(str(placed.recipe), out=str(placed.out), store=str(store), **options)
         except CancelledRun:
             raise
         except XmergeError as error:

@@ -16,6 +16,7 @@ from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
+from prefect.logging import get_run_logger
 from prefect.states import Cancelled
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from prefect.utilities.annotations import opaque, quote
@@ -29,9 +30,11 @@ from tasks.map import map_slices
 from tasks.markdown import show_plain
 from tasks.recipes import Recipe, parse_recipe, read_recipe
 from tasks.resolve import resolve_architecture
+from xmerge.config import DEFAULT_METHOD, MergeForm, take_recipe
 from xmerge.errors import Interrupted
 from xmerge.hub.faults import quiet_loggers
 from xmerge.interrupt import clear_stop, request_stop
+from xmerge.methods import list_methods
 from xmerge.planning import MergePlan
 from xmerge.planning.downloads import FetchMode
 from xmerge.runners import parse_runner
@@ -44,6 +47,9 @@ THREADS: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=64)
 DEVICES = ["auto", "cpu", "cuda", *(f"cuda:{number}" for number in range(8))]
 """What Prefect's form offers as a menu; the library decides what is a device."""
 
+METHODS = [method.name for method in list_methods()]
+"""The same for methods."""
+
 
 @flow(
     name="merge_models",
@@ -52,8 +58,14 @@ DEVICES = ["auto", "cpu", "cuda", *(f"cuda:{number}" for number in range(8))]
     result_serializer="json",
 )
 def merge_models(
-    recipe: str,
+    recipe: str = "",
+    *,
     out: str,
+    base: str = "",
+    donors: tuple[str, ...] = (),
+    method: Annotated[str, Field(json_schema_extra={"enum": METHODS})] = DEFAULT_METHOD,
+    parameters: dict[str, Any] = {},  # noqa: B006 - a form needs a default that JSON can say; nobody changes it
+    settings: dict[str, Any] = {},  # noqa: B006 - as for parameters
     device: Annotated[str, Field(json_schema_extra={"enum": DEVICES})] = "auto",
     workers: Annotated[int, Field(ge=1)] = 2,
     store: str | None = None,
@@ -65,8 +77,14 @@ def merge_models(
     """Merge the weights of language models into one checkpoint of the base's architecture.
 
     Args:
-        recipe: The path of a configuration, or its YAML text. mergekit's configurations work too.
+        recipe: The path of a recipe, or its YAML text; mergekit's work too. Leave it empty to say below what to merge.
         out: The folder to make. It appears whole or not at all; run the same again to resume.
+        base: The model whose architecture the output has: a folder, or org/name[@revision] on the Hub.
+        donors: The other models, named in the same way.
+        method: How the models are combined; `xmerge methods NAME` says what each does.
+        parameters: Of the method, such as {"t": 0.3} for slerp or {"weight": 0.5, "density": 0.6} for ties.
+            One that differs between models: {"weight": {"org/donor": 0.7, "org/other": 0.3}}.
+        settings: Other keys of a recipe, such as {"on_mismatch": "base", "layer_map": "proportional"}.
         device: Where to compute: auto, cpu, cuda, or one GPU such as cuda:0.
         workers: How many layers are merged at the same time.
         store: A folder that keeps merged layers for later merges that share them.
@@ -82,10 +100,15 @@ def merge_models(
     with _others_stop_on_failure():
         try:
             options = RunOptions(device, workers, trial, fetch, parse_runner(task_runner))
+            form = MergeForm(
+                recipe=recipe, base=base, donors=donors, method=method, parameters=parameters, settings=settings
+            )
+            given = take_recipe(form)
+            if not recipe:
+                get_run_logger().info("the recipe that the form describes:\n%s", given)
+            stages = read_recipe(given, seed)
             with token_from_block():
-                watch.outcome = _merge(
-                    watch, read_recipe(recipe, seed), Path(out), Path(store) if store else None, options
-                )
+                watch.outcome = _merge(watch, stages, Path(out), Path(store) if store else None, options)
         except Interrupted as error:
             watch.failure = error
             return Cancelled(name="Interrupted", message=str(error))

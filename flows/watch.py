@@ -52,7 +52,16 @@ def watch_sources(
     place = Path(out) / seen["output"]
     try:
         with watch_child(current_watch()):
-            merge_models(recipe, str(place), device, workers, store, seed, trial, fetch)
+            merge_models(
+                recipe,
+                out=str(place),
+                device=device,
+                workers=workers,
+                store=store,
+                seed=seed,
+                trial=trial,
+                fetch=fetch,
+            )
     except CancelledRun as error:
         return Cancelled(name="Interrupted", message=str(error))
     set_latest(Path(out), seen["output"])

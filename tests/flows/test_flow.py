@@ -219,7 +219,7 @@ def test_an_impossible_plan_fails_before_any_download(bench: Bench):
     from flows.merge import merge_models
 
     with pytest.raises(PlanError, match="'architecture' names other"):
-        merge_models(bench.recipe(architecture="other"), str(bench.out))
+        merge_models(bench.recipe(architecture="other"), out=str(bench.out))
     assert last_run(1).names == ["resolve_architecture"]
 
 
@@ -231,7 +231,7 @@ def test_names_from_outside_cannot_act_on_the_pages(bench: Bench, models):
     shutil.copytree(models / "donor", hostile)
     recipe = json.loads(bench.recipe())
     recipe["models"][1]["model"] = str(hostile)
-    merge_models(json.dumps(recipe), str(bench.out), trial=False)
+    merge_models(json.dumps(recipe), out=str(bench.out), trial=False)
     markdown = last_run(TASKS).markdown
     assert "onerror" in markdown
     assert "<img" not in markdown

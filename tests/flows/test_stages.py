@@ -34,7 +34,7 @@ def merge_stages(bench: Bench, out: Path, weight: float = 1.0, **options: object
     from flows.merge import merge_models
 
     recipe = TWO_STAGES.format(models=bench.models, weight=weight)
-    made = merge_models(recipe, str(out), trial=False, **options)  # type: ignore[call-overload]
+    made = merge_models(recipe, out=str(out), trial=False, **options)  # type: ignore[call-overload]
     assert isinstance(made, dict)
     return made
 

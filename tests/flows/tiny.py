@@ -96,7 +96,7 @@ class Bench:
         """Call the flow, without a trial in transformers, which takes seconds; what the flow returns."""
         from flows.merge import merge_models
 
-        made = merge_models(self.recipe(t), str(out or self.out), trial=False, **options)
+        made = merge_models(self.recipe(t), out=str(out or self.out), trial=False, **options)
         assert isinstance(made, dict)
         return made
 
