@@ -193,7 +193,7 @@ def test_an_output_that_appears_while_the_lock_is_taken_is_finished(tmp_path, mo
 
 @pytest.mark.parametrize("path", ["file/out", "out"])
 def test_a_place_that_cannot_be_written_is_a_storage_error(tmp_path, plan, monkeypatch, path):
-    """No folder, no permission, no such device: exit 6, with the place and the system's word, and no traceback."""
+    """No folder, no permission, no such device: exit 6, with the place, the system's word and what to do."""
     (tmp_path / "file").write_text("")
     if path == "out":
         monkeypatch.setattr(disk, "mkdir", fail_with(30))
@@ -203,12 +203,13 @@ def test_a_place_that_cannot_be_written_is_a_storage_error(tmp_path, plan, monke
     ):
         pass
     assert caught.value.exit_code == 6
+    assert str(caught.value.remedy).startswith("make sure that this machine has the storage of that path mounted")
 
 
 def test_a_place_that_can_never_be_made_ends_in_an_error(plan):
     """Where making a folder fails as if its parent had just gone, the attempts end."""
     with (
-        pytest.raises(StorageError, match="cannot be made: No such file or directory"),
+        pytest.raises(StorageError, match=r"cannot be made: No such file or directory\.\n  do: make sure"),
         open_work_folder(Path("/proc/xmerge-out"), plan),
     ):
         pass

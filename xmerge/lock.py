@@ -25,6 +25,7 @@ LOCK_NAME = "lock"
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 ATTEMPTS = 100
 SIGNATURE_BYTES = 4096
+NO_PLACE = "make sure that this machine has the storage of that path mounted and may write to it, or name another."
 
 
 class Signature(Value):
@@ -87,21 +88,23 @@ def is_lock(name: str) -> bool:
 
 
 def _take(folder: Path, what: str) -> FolderLock:
-    reason = "it is removed as often as it is made"
+    reason, remedy = "it is removed as often as it is made", "run again."
     for _ in range(ATTEMPTS):
         try:
             make_folders(folder)
             lock = _lock_in_kernel(folder, what) or _sign_beside(folder, what)
         except FileNotFoundError as error:
             # The holder may have removed the folder in this very moment.
-            reason = error.strerror or reason
+            reason, remedy = error.strerror or reason, NO_PLACE
             continue
         except OSError as error:
-            raise StorageError(f"the work folder {folder} cannot be made: {error.strerror}.") from error
+            raise StorageError(
+                f"the work folder {folder} cannot be made: {error.strerror}.", remedy=NO_PLACE
+            ) from error
         if lock.is_held():
             return lock
         lock.close()
-    raise StorageError(f"the work folder {folder} cannot be made: {reason}.", remedy="run again.")
+    raise StorageError(f"the work folder {folder} cannot be made: {reason}.", remedy=remedy)
 
 
 def _lock_in_kernel(folder: Path, what: str) -> FolderLock | None:
