@@ -66,7 +66,7 @@ def run_merge(
         "out": str(out.absolute()),
         "device": device,
         "workers": workers,
-        "store": str(store.absolute()) if store else None,
+        "store": str(store.absolute()) if store else "",
         "seed": seed,
         "trial": trial,
         "fetch": fetch,

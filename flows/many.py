@@ -13,8 +13,10 @@ from prefect.states import Cancelled, Completed, Failed
 from pydantic import Field
 
 from flows.merge import DEVICES, merge_models
+from flows.naming import name_series
 from flows.reporting import current_watch, find_run_id, watch_child
-from tasks.artifacts import show_summary
+from flows.runners import open_runner
+from tasks.pages.summary import show_summary
 from xmerge.errors import XmergeError
 from xmerge.many import (
     BatchOutcome,
@@ -35,7 +37,7 @@ def merge_many(
     out: str,
     device: Annotated[str, Field(json_schema_extra={"enum": DEVICES})] = "auto",
     workers: Annotated[int, Field(ge=1)] = 2,
-    store: str | None = None,
+    store: str = "",
     trial: bool = True,
     fetch: FetchMode = "shards",
     task_runner: str = "thread",
@@ -72,10 +74,11 @@ def merge_many(
 
 def _merge_all(given: list[Path], out: Path, store: Path | None, options: dict[str, Any]) -> BatchOutcome:
     placed = place_recipes(given, out)
-    with open_batch(out, store) as batch:
+    # One cluster for all of them, if they are merged by one.
+    with open_batch(out, store) as batch, open_runner(options["task_runner"]):
         outcomes = [_merge_one(each, batch.store, options) for each in placed]
         summed = sum_up(outcomes, placed, batch.store)
-        show_summary(summed)
+        show_summary(summed, name_series(current_watch(), out))
         batch.complete = not summed.failed
     return summed
 

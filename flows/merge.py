@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from prefect import flow
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
@@ -22,12 +21,13 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from prefect.utilities.annotations import opaque, quote
 from pydantic import Field
 
+from flows.naming import name_run, name_series
 from flows.reporting import RunWatch, current_watch, find_run_id
+from flows.runners import open_runner
 from flows.secrets import token_from_block
 from flows.steps import MergeSteps, RunOptions
-from tasks.artifacts import try_to_show
 from tasks.map import map_slices
-from tasks.markdown import show_plain
+from tasks.pages.failure import show_failure
 from tasks.recipes import Recipe, parse_recipe, read_recipe
 from tasks.resolve import resolve_architecture
 from xmerge.config import DEFAULT_METHOD, MergeForm, take_recipe
@@ -35,9 +35,7 @@ from xmerge.errors import Interrupted
 from xmerge.hub.faults import quiet_loggers
 from xmerge.interrupt import clear_stop, request_stop
 from xmerge.methods import list_methods
-from xmerge.planning import MergePlan
 from xmerge.planning.downloads import FetchMode
-from xmerge.runners import parse_runner
 from xmerge.stages import Stage, foresee_needed, open_stage, sweep_stages
 from xmerge.work import open_work_folder
 
@@ -68,7 +66,7 @@ def merge_models(
     settings: dict[str, Any] = {},  # noqa: B006 - as for parameters
     device: Annotated[str, Field(json_schema_extra={"enum": DEVICES})] = "auto",
     workers: Annotated[int, Field(ge=1)] = 2,
-    store: str | None = None,
+    store: str = "",
     seed: Annotated[int, Field(ge=0)] | None = None,
     trial: bool = True,
     fetch: FetchMode = "auto",
@@ -99,7 +97,6 @@ def merge_models(
     quiet_loggers()
     with _others_stop_on_failure():
         try:
-            options = RunOptions(device, workers, trial, fetch, parse_runner(task_runner))
             form = MergeForm(
                 recipe=recipe, base=base, donors=donors, method=method, parameters=parameters, settings=settings
             )
@@ -107,13 +104,15 @@ def merge_models(
             if not recipe:
                 get_run_logger().info("the recipe that the form describes:\n%s", given)
             stages = read_recipe(given, seed)
-            with token_from_block():
+            with token_from_block(), open_runner(task_runner) as runner:
+                options = RunOptions(device, workers, trial, fetch, runner)
                 watch.outcome = _merge(watch, stages, Path(out), Path(store) if store else None, options)
         except Interrupted as error:
             watch.failure = error
             return Cancelled(name="Interrupted", message=str(error))
         except Exception as error:
             watch.failure = error
+            show_failure(error, name_series(watch, Path(out)))
             raise
     return watch.outcome
 
@@ -121,9 +120,10 @@ def merge_models(
 def _merge(
     watch: RunWatch, recipes: Sequence[Recipe], out: Path, store: Path | None, options: RunOptions
 ) -> dict[str, Any]:
-    stages, planned = _plan(watch, recipes, out)
+    series = name_series(watch, out)
+    stages, planned = _plan(watch, recipes, out, series)
     last = stages[-1]
-    watch.flow_run_name = _name_run(last.plan, out)
+    watch.flow_run_name = name_run(last.plan, series, options.device)
     with open_work_folder(out, last.plan, store) as work:
         earlier, made, after = () if work.finished else stages[:-1], list[dict[str, Any]](), list(planned)
         sweep_stages(earlier, work)
@@ -131,39 +131,40 @@ def _merge(
             watch.reporter.stage(f"stage {stage.name}")
             watch.reporter.plan_ready(stage.plan)
             with open_stage(stage, work) as inner:
-                steps = MergeSteps(recipe, stage.plan, inner, watch, stage.name)
+                steps = MergeSteps(recipe, stage.plan, inner, watch, f"{series} {stage.name}", stage.name)
                 made.append(steps.carry_out(after, replace(options, trial=False)))
             after = steps.last
         watch.reporter.plan_ready(last.plan)
-        outcome = MergeSteps(recipes[-1], last.plan, work, watch).carry_out(after, options)
+        outcome = MergeSteps(recipes[-1], last.plan, work, watch, series).carry_out(after, options)
     return outcome | {key: sum(each[key] for each in (*made, outcome)) for key in ("layers", "reused")}
 
 
-def _plan(watch: RunWatch, recipes: Sequence[Recipe], out: Path) -> tuple[list[Stage], list[PrefectFuture[Any]]]:
+def _plan(
+    watch: RunWatch, recipes: Sequence[Recipe], out: Path, series: str
+) -> tuple[list[Stage], list[PrefectFuture[Any]]]:
     """Plan every stage before any weight is read; the stages, and the last task run of each."""
     planned, futures = dict[str, Stage](), list[PrefectFuture[Any]]()
     for recipe in recipes:
         watch.reporter.stage("resolve_architecture")
+        config = parse_recipe(recipe)
         # quote and opaque: Prefect would look for futures in every tensor of every model.
-        foreseen = quote(foresee_needed(parse_recipe(recipe), planned, out))
+        foreseen = quote(foresee_needed(config, planned, out))
         architecture: PrefectFuture[Any] = resolve_architecture.submit(
             recipe, foreseen, wait_for=futures[-1:], return_state=False
         )
         architecture.result()
         watch.reporter.stage("map_slices")
-        made: PrefectFuture[Stage] = map_slices.submit(recipe, opaque(architecture), return_state=False)
+        made: PrefectFuture[Stage] = map_slices.submit(
+            recipe,
+            opaque(architecture),
+            series if recipe is recipes[-1] else f"{series} {config.name}",
+            return_state=False,
+        )
         watch.task_runs += 2
         stage = made.result()
         planned[stage.name] = stage
         futures.append(made)
     return list(planned.values()), futures
-
-
-def _name_run(plan: MergePlan, out: Path) -> str:
-    """Name the run after what it merges: method, base, donors, output."""
-    name = show_plain(f"{plan.title} → {out.name}")
-    try_to_show("run's name", lambda: get_client(sync_client=True).set_flow_run_name(find_run_id(), name))
-    return name
 
 
 @contextmanager

@@ -42,7 +42,7 @@ def merge_recipes(
         "out": str(out.absolute()),
         "device": device,
         "workers": workers,
-        "store": str(store.absolute()) if store else None,
+        "store": str(store.absolute()) if store else "",
         "trial": not skip_trial_load,
     }
     try:

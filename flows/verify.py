@@ -11,13 +11,13 @@ from tasks.verify import verify_checkpoint
 
 
 @flow(name="verify_model", flow_run_name="verify {folder}", persist_result=False, result_serializer="json")
-def verify_model(folder: str, base: str | None = None, trial: bool = True) -> dict[str, Any]:
+def verify_model(folder: str, base: str = "", trial: bool = True) -> dict[str, Any]:
     """Check a checkpoint, whoever wrote it: tensors, shapes, numbers, config, index and digests.
 
     Args:
         folder: The checkpoint.
-        base: A folder or repository whose architecture it should have.
+        base: A folder or repository whose architecture it should have; without one, that of its own config.json.
         trial: Load it with transformers, where that is installed.
     """
     with token_from_block():
-        return verify_checkpoint(folder, base, trial)
+        return verify_checkpoint(folder, base or None, trial)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +27,7 @@ def watch_sources(
     out: str,
     device: Annotated[str, Field(json_schema_extra={"enum": DEVICES})] = "auto",
     workers: Annotated[int, Field(ge=1)] = 2,
-    store: str | None = None,
+    store: str = "",
     seed: Annotated[int, Field(ge=0)] | None = None,
     trial: bool = True,
     fetch: FetchMode = "auto",
@@ -51,7 +52,7 @@ def watch_sources(
         return Completed(message=told, data=seen)
     place = Path(out) / seen["output"]
     try:
-        with watch_child(current_watch()):
+        with watch_child(current_watch(), series=Path(os.path.abspath(out)).name):
             merge_models(
                 recipe,
                 out=str(place),
