@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export DO_NOT_TRACK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test quick thorough faults fuzz demo lint types format wheel-check clean
+.PHONY: help setup packages test quick thorough faults fuzz demo lint types format wheel-check clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ $(STAMP): pyproject.toml constraints.txt
 		|| { echo 'No virtual environment could be made: install the venv module of $(PYTHON).'; exit 1; }
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[check,dev]'
 	@touch $@
+
+packages:  ## Debian's chromium and PostgreSQL, for the tests that drive them; says so where it cannot install them
+	@.ci/packages
 
 test: quick  ## all tests: the quick ones, then the slow ones
 	$(BIN)/python -m pytest -m slow
