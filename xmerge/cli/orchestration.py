@@ -6,6 +6,7 @@ Prefect does with a deployment's working directory, because names like `tasks` m
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -30,7 +31,22 @@ def find_flows() -> Path:
 
 def load_flow_command() -> ModuleType:
     """The module that runs a merge as a flow; Prefect is imported by it, not by the library."""
-    folder = str(find_flows())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
+    put_flows_on_path()
     return import_module("flows.command")
+
+
+def put_flows_on_path() -> Path:
+    """Make `flows` and `tasks` importable; the folder that carries them."""
+    folder = find_flows()
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    return folder
+
+
+def enter_flows() -> dict[str, str]:
+    """What a deployment does before its run: `flows` is importable, and paths begin where the worker was started.
+
+    A worker gives each run a temporary folder to work in, and an output named by a relative path would go with it.
+    """
+    put_flows_on_path()
+    return {"directory": os.environ.get("PWD") or os.getcwd()}
