@@ -29,6 +29,8 @@ class Server:
             "PREFECT_HOME": str(folder),
             "PREFECT_API_DATABASE_CONNECTION_URL": database,
             "PREFECT_SERVER_UI_ENABLED": "false",
+            # The pages ask this address, and not the one that a server has by default.
+            "PREFECT_UI_API_URL": self.url,
             **(settings or {}),
         }
         self._process: subprocess.Popen[bytes] | None = None
