@@ -14,6 +14,7 @@ from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_CLIENT_MAX_RETRIES,
     PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+    PREFECT_UI_URL,
     temporary_settings,
 )
 
@@ -32,6 +33,7 @@ class ConfiguredApi:
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self.ui = PREFECT_UI_URL.value() or url.removesuffix("/api")
 
     def wait(self) -> None:
         """Ask it something that it answers only to those who may use it.
@@ -56,16 +58,17 @@ class ConfiguredApi:
 
 
 class EmbeddedApi:
-    """A server for this command only."""
+    """The server that the commands of this machine share, for as long as one of them runs."""
 
     is_embedded = True
 
-    def __init__(self) -> None:
-        self._server = EmbeddedServer()
-        self.url = self._server.api_url
+    def __init__(self, port: int = 0) -> None:
+        self._server = EmbeddedServer(port)
+        self.is_new = self._server.is_new
+        self.url, self.ui = self._server.address.api, self._server.address.ui
         self.settings: Mapping[Any, Any] = {
             PREFECT_API_URL: self.url,
-            # Nobody looks for heartbeats in a server that ends with its run, and joining their thread takes a second.
+            # A run that dies here is known by its process, and joining the heartbeat's thread takes a second.
             PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
             # It never comes back once it is gone.
             PREFECT_CLIENT_MAX_RETRIES: 1,
@@ -80,7 +83,7 @@ class EmbeddedApi:
         self._server.wait()
 
     def stop(self) -> None:
-        """End it; the history stays in Prefect's database."""
+        """Leave it, and end it if nobody else uses it; the history stays in Prefect's database."""
         self._server.stop()
 
 
@@ -88,12 +91,12 @@ Api = ConfiguredApi | EmbeddedApi
 
 
 @contextmanager
-def open_api(reporter: Reporter) -> Iterator[Api]:
-    """The configured API, or an embedded one that starts while the caller goes on."""
+def open_api(reporter: Reporter, port: int = 0) -> Iterator[Api]:
+    """The configured API, or an embedded one that starts, at this port if it can, while the caller goes on."""
     url = PREFECT_API_URL.value()
-    if not url:
+    api = ConfiguredApi(url) if url else EmbeddedApi(port)
+    if isinstance(api, EmbeddedApi) and api.is_new:
         reporter.note("starting an embedded Prefect server ...")
-    api = ConfiguredApi(url) if url else EmbeddedApi()
     try:
         with temporary_settings(updates=dict(api.settings)):
             yield api

@@ -12,6 +12,7 @@ from prefect.logging import get_run_logger
 from prefect.states import Cancelled, Completed, Failed
 from pydantic import Field
 
+from flows.leftovers import sign_run
 from flows.merge import DEVICES, merge_models
 from flows.naming import name_series
 from flows.reporting import current_watch, find_run_id, watch_child
@@ -31,7 +32,7 @@ from xmerge.many import (
 from xmerge.planning.downloads import FetchMode
 
 
-@flow(name="merge_many", persist_result=False, result_serializer="json")
+@flow(name="merge_many", persist_result=False, result_serializer="json", on_running=[sign_run])
 def merge_many(
     recipes: list[str],
     out: str,

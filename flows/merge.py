@@ -21,6 +21,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from prefect.utilities.annotations import opaque, quote
 from pydantic import Field
 
+from flows.leftovers import sign_run
 from flows.naming import name_run, name_series
 from flows.reporting import RunWatch, current_watch, find_run_id
 from flows.runners import open_runner
@@ -54,6 +55,7 @@ METHODS = [method.name for method in list_methods()]
     task_runner=THREADS,
     persist_result=False,
     result_serializer="json",
+    on_running=[sign_run],
 )
 def merge_models(
     recipe: str = "",

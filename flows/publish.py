@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from prefect import flow
 from pydantic import Field
 
+from flows.leftovers import sign_run
 from flows.secrets import token_from_block
 from tasks.upload import upload_checkpoint
 from tasks.verify import verify_checkpoint
@@ -17,7 +18,13 @@ REFUSING = [licence.id for licence in list_licences() if licence.refuses]
 """What Prefect's form offers as a menu."""
 
 
-@flow(name="publish_model", flow_run_name="publish {folder} as {repo}", persist_result=False, result_serializer="json")
+@flow(
+    name="publish_model",
+    flow_run_name="publish {folder} as {repo}",
+    persist_result=False,
+    result_serializer="json",
+    on_running=[sign_run],
+)
 def publish_model(
     folder: str,
     repo: str,

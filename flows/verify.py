@@ -6,11 +6,18 @@ from typing import Any
 
 from prefect import flow
 
+from flows.leftovers import sign_run
 from flows.secrets import token_from_block
 from tasks.verify import verify_checkpoint
 
 
-@flow(name="verify_model", flow_run_name="verify {folder}", persist_result=False, result_serializer="json")
+@flow(
+    name="verify_model",
+    flow_run_name="verify {folder}",
+    persist_result=False,
+    result_serializer="json",
+    on_running=[sign_run],
+)
 def verify_model(folder: str, base: str = "", trial: bool = True) -> dict[str, Any]:
     """Check a checkpoint, whoever wrote it: tensors, shapes, numbers, config, index and digests.
 

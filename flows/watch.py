@@ -12,6 +12,7 @@ from prefect.exceptions import CancelledRun
 from prefect.states import Cancelled, Completed
 from pydantic import Field
 
+from flows.leftovers import sign_run
 from flows.merge import DEVICES, merge_models
 from flows.reporting import current_watch, watch_child
 from flows.secrets import token_from_block
@@ -21,7 +22,7 @@ from xmerge.planning.downloads import FetchMode
 from xmerge.watching import LATEST, set_latest
 
 
-@flow(name="watch_sources", persist_result=False, result_serializer="json")
+@flow(name="watch_sources", persist_result=False, result_serializer="json", on_running=[sign_run])
 def watch_sources(
     recipe: str,
     out: str,

@@ -612,7 +612,7 @@ def test_fault_32_a_server_that_dies_in_the_middle_costs_no_finished_layer(tmp_p
                     WITHOUT_SERVER,
                     models / "recipe.yml",
                     tmp_path / "out",
-                    str(server._process.pid),
+                    str(server.address.pid),
                 ],
                 cwd=ROOT,
                 env=os.environ | {"PREFECT_API_URL": server.api_url, "PREFECT_HOME": str(tmp_path / "home")},

@@ -9,12 +9,13 @@ from typing import Any
 
 import click
 
-from xmerge.cli.orchestration import load_flow_command
+from xmerge.cli.orchestration import load_flow_module
 from xmerge.cli.plan import make_plans
 from xmerge.cli.progress import BarReporter, LineReporter, choose_reporter
 from xmerge.cli.screen import print_report
 from xmerge.errors import ConfigError
 from xmerge.planning.downloads import FETCH_MODES, FetchMode
+from xmerge.runners import RunnerName, check_runner, parse_runner
 from xmerge.validation.findings import ValidationReport
 
 DEFAULT_WORKERS = max(1, min(os.cpu_count() or 1, 8))
@@ -34,6 +35,13 @@ DEFAULT_WORKERS = max(1, min(os.cpu_count() or 1, 8))
     show_default=True,
     help="From the Hub: whole shards, only the tensors that are read, or whichever is less.",
 )
+@click.option(
+    "--task-runner",
+    default="thread",
+    show_default=True,
+    metavar="thread|dask[:ADDRESS]|ray[:ADDRESS]",
+    help="Who merges layers: this process, or the workers of a cluster, started here or running at ADDRESS.",
+)
 @click.option("--direct", is_flag=True, help="A plain loop, without Prefect.")
 @click.option("--skip-trial-load", is_flag=True, help="Do not load the output with transformers before it appears.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as one line of JSON.")
@@ -46,6 +54,7 @@ def merge(
     store: Path | None,
     seed: int | None,
     fetch: FetchMode,
+    task_runner: str,
     direct: bool,
     skip_trial_load: bool,
     as_json: bool,
@@ -56,9 +65,10 @@ def merge(
     CONFIG may be one of mergekit's. Run the same command again to resume an interrupted merge.
     """
     # Told in half a second, before a server is started for it.
-    _refuse_early(config, out, device, seed)
+    runner = _choose_runner(task_runner, direct=direct)
+    _refuse_early(config, out, None if runner.address else device, seed)
     options = {"device": device, "workers": workers, "store": store, "seed": seed, "trial": not skip_trial_load}
-    options["fetch"] = fetch
+    options |= {"fetch": fetch, "task_runner": task_runner}
     with choose_reporter(quiet=quiet) as reporter:
         outcome = (_merge_directly if direct else _merge_as_flow)(config, out, reporter, **options)
     if as_json:
@@ -69,14 +79,26 @@ def merge(
     click.echo(_tell(outcome))
 
 
-def _refuse_early(config: Path, out: Path, device: str, seed: int | None) -> None:
+def _choose_runner(text: str, *, direct: bool) -> RunnerName:
+    runner = parse_runner(text)
+    if direct and runner.is_cluster:
+        raise ConfigError(
+            f"--direct is a plain loop in this process; it has no {runner.kind} workers.",
+            remedy="leave out --direct, or --task-runner.",
+        )
+    check_runner(runner)
+    return runner
+
+
+def _refuse_early(config: Path, out: Path, device: str | None, seed: int | None) -> None:
     from xmerge.finished import is_finished
 
     if config.exists() and not config.is_file():
         raise ConfigError(f"{config} is no file that can be read again.", remedy="save the configuration to a file.")
     place = out.expanduser().absolute()
     is_finished(place, make_plans(config, place, seed)[-1].plan)
-    if device not in ("auto", "cpu"):
+    # None: that of other machines.
+    if device not in (None, "auto", "cpu"):
         from xmerge.engine.devices import choose_device
 
         choose_device(device)
@@ -105,7 +127,7 @@ def _merge_directly(config: Path, out: Path, reporter: LineReporter | BarReporte
 
 
 def _merge_as_flow(config: Path, out: Path, reporter: LineReporter | BarReporter, **options: Any) -> dict[str, Any]:
-    outcome: dict[str, Any] = load_flow_command().run_merge(config, out, reporter=reporter, **options)
+    outcome: dict[str, Any] = load_flow_module("command").run_merge(config, out, reporter=reporter, **options)
     return outcome
 
 

@@ -29,10 +29,10 @@ def find_flows() -> Path:
     raise XmergeError("this installation of xmerge has no flows.", remedy="install it again, or use --direct.")
 
 
-def load_flow_command() -> ModuleType:
-    """The module that runs a merge as a flow; Prefect is imported by it, not by the library."""
+def load_flow_module(name: str) -> ModuleType:
+    """A module of `flows`; Prefect is imported by it, not by the library."""
     put_flows_on_path()
-    return import_module("flows.command")
+    return import_module(f"flows.{name}")
 
 
 def put_flows_on_path() -> Path:

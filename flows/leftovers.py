@@ -1,0 +1,69 @@
+"""Runs whose process was killed: each says which process it is, so that others can find out that it has ended.
+
+Prefect itself leaves them running for ever, unless an automation listens for heartbeats.
+"""
+
+from __future__ import annotations
+
+from prefect import Flow
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    TaskRunFilter,
+    TaskRunFilterState,
+    TaskRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.states import Crashed
+
+from flows.catalogue import FLOW_NAMES
+from tasks.pages.showing import try_to_show
+from xmerge.processes import Process, describe_self
+
+LABEL = "xmerge.process"
+UNDER_WAY = [StateType.RUNNING, StateType.CANCELLING]
+
+
+def sign_run(flow: Flow[..., object], run: FlowRun, state: State[object]) -> None:
+    """Write down which process carries out a run; a hook of every flow."""
+    label: dict[str, bool | int | float | str] = {LABEL: describe_self().model_dump_json()}
+    try_to_show("run's process", lambda: get_client(sync_client=True).update_flow_run_labels(run.id, label))
+
+
+def settle_dead_runs() -> list[str]:
+    """Set runs to Crashed whose process on this machine is gone; their names."""
+    with get_client(sync_client=True) as client:
+        return [_settle(client, run, process) for run, process in _find_dead(client)]
+
+
+def _find_dead(client: SyncPrefectClient) -> list[tuple[FlowRun, Process]]:
+    runs = client.read_flow_runs(
+        flow_filter=FlowFilter(name=FlowFilterName(any_=FLOW_NAMES)),
+        flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=UNDER_WAY))),
+    )
+    signed = [(run, _read_label(run.labels.get(LABEL))) for run in runs]
+    return [(run, process) for run, process in signed if process is not None and process.is_dead()]
+
+
+def _read_label(label: object) -> Process | None:
+    try:
+        return Process.model_validate_json(str(label))
+    except ValueError:
+        return None
+
+
+def _settle(client: SyncPrefectClient, run: FlowRun, process: Process) -> str:
+    told = f"{process} has ended without a word; run the same again to resume."
+    unfinished = TaskRunFilter(
+        state=TaskRunFilterState(type=TaskRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING]))
+    )
+    this = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
+    for task in client.read_task_runs(flow_run_filter=this, task_run_filter=unfinished):
+        client.set_task_run_state(task.id, Crashed(message=told), force=True)
+    client.set_flow_run_state(run.id, Crashed(message=told), force=True)
+    return run.name

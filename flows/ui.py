@@ -1,0 +1,62 @@
+"""What `xmerge ui` calls: a server that is there as long as somebody looks at its pages."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from flows.settings import apply_settings
+from xmerge.errors import Interrupted
+from xmerge.progress import Reporter
+from xmerge.signals import stop_on_signals
+
+SECONDS_BETWEEN_LOOKS = 10.0
+
+
+def show_pages(port: int, tell: Callable[[dict[str, Any]], None], reporter: Reporter) -> None:
+    """Find or start a server, tell where its pages are, and keep one of ours until SIGINT or SIGTERM.
+
+    Args:
+        port: Where a new server should listen.
+        tell: Called once, with the addresses and the last run.
+        reporter: Who is told what takes time.
+
+    Raises:
+        PlanError: The configured server cannot be reached, or a new one does not start.
+    """
+    apply_settings()
+    from flows.api import open_api
+    from flows.leftovers import settle_dead_runs
+
+    try:
+        with stop_on_signals(), open_api(reporter, port) as api:
+            api.wait()
+            settle_dead_runs()
+            tell({"ui": api.ui, "api": api.url, "last_run": find_last_run(api.ui)})
+            while api.is_embedded:
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+                settle_dead_runs()
+    except Interrupted:
+        return
+
+
+def find_last_run(ui: str) -> dict[str, Any] | None:
+    """The run of one of our flows that began last: its name, its state and its page."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowFilter, FlowFilterName
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    from flows.catalogue import FLOW_NAMES
+
+    ours = FlowFilter(name=FlowFilterName(any_=FLOW_NAMES))
+    with get_client(sync_client=True) as client:
+        runs = client.read_flow_runs(flow_filter=ours, sort=FlowRunSort.START_TIME_DESC, limit=1)
+    return next(
+        ({"id": str(run.id), "name": run.name, "state": run.state_name, "url": page(ui, run.id)} for run in runs), None
+    )
+
+
+def page(ui: str, run: object) -> str:
+    """The address of a run's page."""
+    return f"{ui}/runs/flow-run/{run}"
