@@ -39,6 +39,7 @@ def run_merge(
     seed: int | None = None,
     trial: bool = True,
     fetch: FetchMode = "auto",
+    task_runner: str = "thread",
     reporter: Reporter,
 ) -> dict[str, Any]:
     """Carry out one merge as a Prefect flow; what there is to say about it, in a few plain values.
@@ -52,6 +53,7 @@ def run_merge(
         seed: Takes the place of the configuration's `random_seed`.
         trial: Load the output with transformers before it appears.
         fetch: What comes of a shard on the Hub: the whole, or the parts that are read.
+        task_runner: Who merges layers: `thread`, `dask` or `ray`, the latter two with `:ADDRESS` after them.
         reporter: Who is told how far it has come.
 
     Raises:
@@ -70,6 +72,7 @@ def run_merge(
         "seed": seed,
         "trial": trial,
         "fetch": fetch,
+        "task_runner": task_runner,
     }
     return run_flow("flows.merge", "merge_models", parameters, reporter)
 

@@ -14,6 +14,7 @@ from flows.settings import apply_settings
 from xmerge.cli.progress import choose_reporter
 from xmerge.errors import XmergeError
 from xmerge.many import BatchOutcome, tell_disk
+from xmerge.runners import check_runner, parse_runner
 
 
 @click.command()
@@ -22,6 +23,13 @@ from xmerge.many import BatchOutcome, tell_disk
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--workers", type=click.IntRange(min=1), default=2, show_default=True, help="Layers under way at once.")
 @click.option("--store", type=click.Path(path_type=Path), help="Keep finished layers here.")
+@click.option(
+    "--task-runner",
+    default="thread",
+    show_default=True,
+    metavar="thread|dask[:ADDRESS]|ray[:ADDRESS]",
+    help="Who merges layers: this process, or the workers of a cluster, started here or running at ADDRESS.",
+)
 @click.option("--skip-trial-load", is_flag=True, help="Do not load the outputs with transformers.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as one line of JSON.")
 @click.option("--quiet", is_flag=True, help="Say only what should not be missed.")
@@ -31,6 +39,7 @@ def merge_recipes(
     device: str,
     workers: int,
     store: Path | None,
+    task_runner: str,
     skip_trial_load: bool,
     as_json: bool,
     quiet: bool,
@@ -44,8 +53,10 @@ def merge_recipes(
         "workers": workers,
         "store": str(store.absolute()) if store else "",
         "trial": not skip_trial_load,
+        "task_runner": task_runner,
     }
     try:
+        check_runner(parse_runner(task_runner))
         with choose_reporter(quiet=quiet) as reporter:
             outcome = run_flow("flows.many", "merge_many", parameters, reporter)
     except XmergeError as error:

@@ -30,17 +30,19 @@ def count_slots(plan: MergePlan, device: str, workers: int) -> int:
 
 
 def keep_busy(
-    units: Iterable[Unit], submit: Callable[[Unit], PrefectFuture[Any]], slots: int
+    units: Iterable[Unit], submit: Callable[[Unit], PrefectFuture[Any]], slots: Callable[[], int]
 ) -> Iterator[tuple[Unit, PrefectFuture[Any]]]:
-    """Submit units so that at most `slots` are in work; yield each with its future when it has ended.
+    """Submit units so that at most `slots()` are in work; yield each with its future when it has ended.
 
     A queue in front of the task runner rather than a limit inside the tasks: what has not begun is on no page,
-    costs nothing when the run is stopped, and `slots` may differ from run to run, as a task runner's size cannot.
+    costs nothing when the run is stopped, and `slots()` may grow and shrink with a cluster, as a task runner cannot.
     """
     waiting, running = deque(units), dict[PrefectFuture[Any], Unit]()
 
     def fill() -> None:
-        while waiting and len(running) < slots:
+        # One at least: without any, nobody would notice that a cluster has workers again.
+        most = max(1, slots())
+        while waiting and len(running) < most:
             unit = waiting.popleft()
             running[submit(unit)] = unit
 

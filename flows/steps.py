@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,24 +15,27 @@ from prefect.utilities.annotations import quote
 
 from flows.pacing import count_slots, keep_busy
 from flows.reporting import RunWatch
-from tasks.artifacts import ProgressArtifact
+from flows.runners import Runner
 from tasks.caching import name_unit, record_key
 from tasks.download import download_model
 from tasks.markdown import show_plain
 from tasks.merge import merge_layer
+from tasks.pages.progress import ProgressPage
 from tasks.publish import publish_merge
 from tasks.recipes import Recipe
+from tasks.storage import check_storage
 from tasks.validate import validate_merge
+from tasks.workers import Cluster, work_on
 from xmerge.planning import MergePlan, pack_layers
 from xmerge.planning.downloads import FetchMode
 from xmerge.runners import RunnerName
+from xmerge.units import UnitOfWork
 from xmerge.work import WorkFolder, write_plan
 
 if TYPE_CHECKING:
     from xmerge.engine import LayerResult
 
 Futures = list[PrefectFuture[Any]]
-SECONDS_BETWEEN_UPDATES = 0.5
 THREADS = RunnerName(kind="thread")
 
 
@@ -54,7 +58,7 @@ class RunOptions:
     workers: int = 2
     trial: bool = True
     fetch: FetchMode = "auto"
-    runner: RunnerName = THREADS
+    runner: Runner = field(default_factory=lambda: Runner(THREADS))
 
 
 @dataclass
@@ -65,6 +69,8 @@ class MergeSteps:
     plan: MergePlan
     work: WorkFolder
     watch: RunWatch
+    series: str
+    """What its pages are versions of."""
     stage: str = ""
     """What its layers are listed under, where there are several stages."""
     results: dict[int, LayerResult] = field(default_factory=dict)
@@ -76,11 +82,18 @@ class MergeSteps:
         if self.work.finished:
             self.watch.reporter.note(f"{self.work.out} is this merge already: nothing is to be merged.")
             return self.describe(None, self.publish(after))
-        slots = count_slots(self.plan, options.device, options.workers)
+        count = self.count_workers(options)
         downloads = self.download_models(after, options.fetch)
+        cluster = options.runner.start(count)
         folders = self.take_folders(downloads)
         self.check_sources(folders)
-        merged = self.merge_layers(downloads, folders, options.device, slots)
+        ready = [*downloads, *self.check_storage(downloads, folders, cluster, options.device)]
+
+        def slots() -> int:
+            return count if cluster is None else cluster.count_slots(options.device)
+
+        with work_on(cluster):
+            merged = self.merge_layers(ready, folders, options.device, slots)
         checked = self.validate(merged, options.trial)
         return self.describe(checked.result(), self.publish([checked]))
 
@@ -125,25 +138,53 @@ class MergeSteps:
 
         check_gains(self.plan, [Path(folder) for folder in folders])
 
-    def merge_layers(self, downloads: Futures, folders: list[str], device: str, slots: int) -> Futures:
-        """Merge every layer, `slots` units at a time; a unit that is done and intact is not repeated."""
+    def count_workers(self, options: RunOptions) -> int:
+        """How many units this machine can have under way at once; on a cluster that is elsewhere, that one knows."""
+        if options.runner.name.address:
+            return options.workers
+        return count_slots(self.plan, options.device, options.workers)
+
+    def check_storage(self, after: Futures, folders: list[str], cluster: Cluster | None, device: str) -> Futures:
+        """See that every worker of a cluster sees the storage."""
+        if cluster is None:
+            return []
+        places = list(dict.fromkeys([self.work.path, self.work.store.path]))
+        where = UnitOfWork(**self.describe_places(folders, device), layers=())
+        checked = self.submit(
+            check_storage, quote(self.plan), quote(where), quote(places), quote(cluster), wait_for=after
+        )
+        checked.result()
+        return [checked]
+
+    def describe_places(self, folders: list[str], device: str) -> dict[str, Any]:
+        """What a unit of work has in common with every other."""
+        return {
+            "plan_file": str(self.work.plan_file),
+            "fingerprint": self.plan.fingerprint,
+            "folders": folders,
+            "store": str(self.work.store.path),
+            "device": device,
+        }
+
+    def merge_layers(self, after: Futures, folders: list[str], device: str, slots: Callable[[], int]) -> Futures:
+        """Merge every layer, `slots()` units at a time; a unit that is done and intact is not repeated."""
         self.watch.reporter.stage("merge_layer")
-        progress, futures = ProgressArtifact(SECONDS_BETWEEN_UPDATES), list[PrefectFuture[Any]]()
+        progress, futures = ProgressPage(self.plan, self.series), list[PrefectFuture[Any]]()
 
         def submit(unit: Unit) -> PrefectFuture[Any]:
-            return self.submit_unit(unit, downloads, folders, device)
+            return self.submit_unit(unit, after, folders, device)
 
-        for unit, future in keep_busy(self.list_units(folders, slots), submit, slots):
+        for unit, future in keep_busy(self.list_units(folders, slots()), submit, slots):
             self.take_results(unit, future)
             futures.append(future)
-            progress.show(len(self.results), len(self.plan.layers), self.count_reused())
+            progress.show(self.results)
         get_run_logger().info("%d of %d layers reused", self.count_reused(), len(self.plan.layers))
         return futures
 
     def list_units(self, folders: list[str], slots: int) -> list[Unit]:
         """The units of work, largest first, so that no large one is left to a single worker at the end."""
         packs = sorted(pack_layers(self.plan), key=lambda pack: -sum(self.plan.layers[i].bytes_written for i in pack))
-        with ThreadPoolExecutor(slots) as pool:
+        with ThreadPoolExecutor(max(1, slots)) as pool:
             return list(pool.map(lambda pack: self.describe_unit(pack, folders), packs))
 
     def describe_unit(self, pack: tuple[int, ...], folders: list[str]) -> Unit:
@@ -155,19 +196,15 @@ class MergeSteps:
         label = first if first == last else f"{first} to {last}"
         return Unit(pack, name, f"{self.stage}: {label}" if self.stage else label, refresh)
 
-    def submit_unit(self, unit: Unit, downloads: Futures, folders: list[str], device: str) -> PrefectFuture[Any]:
+    def submit_unit(self, unit: Unit, after: Futures, folders: list[str], device: str) -> PrefectFuture[Any]:
         """Submit one unit. Its record goes where the units are, so that both are moved or forgotten together."""
         return self.submit(
             merge_layer.with_options(result_storage=self.work.records, refresh_cache=unit.refresh),
-            plan_file=str(self.work.plan_file),
-            fingerprint=self.plan.fingerprint,
+            **self.describe_places(folders, device),
             layers=list(unit.layers),
             unit=unit.fingerprint,
             label=unit.label,
-            folders=folders,
-            store=str(self.work.store.path),
-            device=device,
-            wait_for=downloads,
+            wait_for=after,
         )
 
     def take_results(self, unit: Unit, future: PrefectFuture[Any]) -> None:
@@ -191,7 +228,14 @@ class MergeSteps:
         results = [self.results[index] for index in range(len(self.plan.layers))]
         # quote: Prefect would look for futures in every field of these.
         checked = self.submit(
-            validate_merge, self.recipe, quote(self.plan), quote(results), quote(self.work), trial, wait_for=merged
+            validate_merge,
+            self.recipe,
+            quote(self.plan),
+            quote(results),
+            quote(self.work),
+            self.series,
+            trial,
+            wait_for=merged,
         )
         checked.result()
         return checked
@@ -199,7 +243,9 @@ class MergeSteps:
     def publish(self, after: Futures) -> dict[str, Any]:
         """Give the output its name, and upload it if the recipe says so."""
         self.watch.reporter.stage("publish_merge")
-        published = self.submit(publish_merge, self.recipe, quote(self.plan), quote(self.work), wait_for=after)
+        published = self.submit(
+            publish_merge, self.recipe, quote(self.plan), quote(self.work), self.series, wait_for=after
+        )
         self.last = [published]
         return dict(published.result())
 

@@ -10,10 +10,10 @@ from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 from prefect.tasks import exponential_backoff
 
-from tasks.plans import read_plan
 from tasks.retrying import is_worth_retrying
 from xmerge.fetching import fetch_model
 from xmerge.planning.downloads import FetchMode
+from xmerge.units import read_plan
 
 
 # Never cached: a record of a download outlives the files, and asking again costs milliseconds.

@@ -29,6 +29,7 @@ EXIT_CODES = {
     "NonfiniteInputError": 3,
     "SourceChangedError": 3,
     "StorageError": 6,
+    "WorkerLostError": 6,
 }
 
 

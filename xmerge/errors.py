@@ -12,6 +12,7 @@ XmergeError                      (1: never raised itself)
 ├── InvalidMergeError            4  the output did not validate
 ├── InUseError                   5  another run holds the output or the store
 ├── StorageError                 6  no space, no permission, I/O error
+├── WorkerLostError              6  workers of a cluster die, or none is left
 └── Interrupted                  130  stopped by a signal; run again to resume
 """
 
@@ -106,6 +107,12 @@ class InUseError(XmergeError):
 
 class StorageError(XmergeError):
     """No space, no permission, or an I/O error."""
+
+    exit_code = 6
+
+
+class WorkerLostError(XmergeError):
+    """The workers of a cluster die of the work, or are out of reach."""
 
     exit_code = 6
 

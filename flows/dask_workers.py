@@ -1,0 +1,106 @@
+"""Workers of a Dask cluster: one on this machine for a single run, or one that runs already."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import dask
+from distributed import Client
+from distributed.scheduler import KilledWorker
+from prefect_dask import DaskTaskRunner
+
+from xmerge.errors import PlanError, WorkerLostError
+from xmerge.interrupt import stop_run
+from xmerge.runners import RunnerName
+from xmerge.workers import Told, carry_out
+
+LOCAL: dict[str, Any] = {
+    "threads_per_worker": 1,
+    # Others on this machine may reach the port, but not without the certificate that is made for this run.
+    "host": "127.0.0.1",
+    "security": True,
+    "dashboard_address": None,
+    # Nothing is kept in a worker but a few plain values: there is nothing to watch and to spill.
+    "memory_limit": 0,
+    "silence_logs": logging.CRITICAL,
+}
+SECONDS_TO_CONNECT = 10
+GPU = "GPU"
+"""The resource that workers with a GPU are started with: `dask worker --resources "GPU=1"`."""
+
+Value = TypeVar("Value")
+
+
+class DaskWorkers:
+    """A connection to a Dask cluster, for one run."""
+
+    def __init__(self, client: Client, name: str) -> None:
+        self.name = name
+        self._client, self._run = client, uuid.uuid4().hex
+
+    def submit(self, work: Callable[..., Value], *arguments: Any, gpu: bool = False) -> Future[Told[Value]]:
+        """Have a worker call a function; another one does, if that worker dies."""
+        resources = {"resources": {GPU: 1}} if gpu and self._count_gpus() else {}
+        executor = self._client.get_executor(pure=False, **resources)
+        future: Future[Told[Value]] = executor.submit(carry_out, self._run, work, *arguments)
+        return future
+
+    def ask_all(self, work: Callable[..., Value], *arguments: Any) -> dict[str, Told[Value]]:
+        """Call a function on every worker; what each has told, by its address."""
+        return dict(self._client.run(_carry_out_aside, self._run, work, *arguments))
+
+    def count_slots(self, device: str) -> int:
+        """How many calls can be under way at once; 0 if no worker is there."""
+        gpus = self._count_gpus() if device.startswith("cuda") else 0
+        return gpus or sum(self._client.nthreads().values())
+
+    def explain(self, error: BaseException, what: str) -> WorkerLostError | None:
+        """What an error of the cluster's own means; None: it is not the cluster's."""
+        if not isinstance(error, KilledWorker):
+            return None
+        return WorkerLostError(
+            f"workers die of {what}, again and again.",
+            where=f"{error.last_worker.address}, the last one",
+            why=f"{error.allowed_failures + 1} workers have died while they had it.",
+            remedy="look at their logs; mostly it is memory: give them more, or start fewer of them on a machine.",
+        )
+
+    def stop(self) -> None:
+        """End what this run has under way on the workers, at their next blocks."""
+        self._client.run(stop_run, self._run, on_error="ignore")
+
+    def _count_gpus(self) -> int:
+        workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
+        return int(sum(worker["resources"].get(GPU, 0) for worker in workers))
+
+
+@contextmanager
+def open_dask(name: RunnerName, count: int) -> Iterator[DaskWorkers]:
+    """Connect to a cluster, which goes on afterwards, or start one of `count` workers for as long as it is used.
+
+    Raises:
+        PlanError: Nobody answers, or not as Dask does.
+    """
+    if name.address:
+        runner = DaskTaskRunner(address=name.address, client_kwargs={"timeout": SECONDS_TO_CONNECT})
+    else:
+        runner = DaskTaskRunner(cluster_kwargs=LOCAL | {"n_workers": count})
+    told = f"the Dask cluster at {name.address}" if name.address else "the Dask cluster on this machine"
+    with dask.config.set({"distributed.comm.timeouts.connect": SECONDS_TO_CONNECT}), runner:
+        try:
+            client = runner.client
+        except (OSError, ValueError) as error:
+            raise PlanError(f"{told} does not answer.", why=str(error).splitlines()[0]) from error
+        yield DaskWorkers(client, told)
+
+
+async def _carry_out_aside(run: str, work: Callable[..., Value], *arguments: Any) -> Told[Value]:
+    """Call a function in a thread, because a worker that does not listen is taken for dead."""
+    import asyncio
+
+    return await asyncio.to_thread(carry_out, run, work, *arguments)
