@@ -52,6 +52,8 @@ class RunWatch:
     failure: BaseException | None = None
     children: list[RunWatch] = field(default_factory=list)
     """Of the flows that this one has called."""
+    series: str = ""
+    """What its pages are versions of; empty: of the output that it makes."""
 
     def list_runs(self) -> list[tuple[str, int]]:
         """(flow run, how many task runs it has begun) of the flow and of those that it has called."""
@@ -73,9 +75,9 @@ def current_watch() -> RunWatch:
 
 
 @contextmanager
-def watch_child(parent: RunWatch) -> Iterator[RunWatch]:
+def watch_child(parent: RunWatch, series: str = "") -> Iterator[RunWatch]:
     """Let a flow that the running one calls report to the same person, and keep what comes of it apart."""
-    child = RunWatch(parent.reporter)
+    child = RunWatch(parent.reporter, series=series)
     parent.children.append(child)
     token = _watch.set(child)
     try:

@@ -7,18 +7,28 @@ import re
 from collections.abc import Iterable, Sequence
 
 MAX_CELL = 200
+MAX_PROSE = 2000
+"""Of what is there to be read in full: a warning, an error, a remedy."""
 
 
-def escape(text: str) -> str:
+def escape(text: str, most: int = MAX_PROSE) -> str:
     """The same text with nothing in it that Markdown or HTML would act on, on one line."""
-    shown = show_plain(text)
+    shown = show_plain(text, most)
     return re.sub(r"([\\`*_{}\[\]()#+!|~:-])", r"\\\1", html.escape(shown, quote=False))
 
 
-def show_plain(text: str) -> str:
+def show_plain(text: str, most: int = MAX_CELL) -> str:
     """The same text on one line, without characters that cannot be seen, cut where nobody would read on."""
     line = "".join(character if character.isprintable() else " " for character in text)
-    return line if len(line) <= MAX_CELL else f"{line[: MAX_CELL - 1]}…"
+    return line if len(line) <= most else f"{line[: most - 1]}…"
+
+
+def draw_code(lines: Iterable[str]) -> str:
+    """A block of code that none of its lines can end."""
+    shown = [show_plain(line, MAX_PROSE) for line in lines]
+    longest = max((len(run) for line in shown for run in re.findall("`+", line)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return "\n".join([f"{fence}text", *shown, fence])
 
 
 def draw_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

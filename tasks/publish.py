@@ -9,7 +9,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 from prefect.tasks import exponential_backoff
 
-from tasks.artifacts import show_output
+from tasks.pages.output import show_output
 from tasks.recipes import Recipe, parse_recipe
 from tasks.retrying import is_worth_retrying
 from xmerge.planning import MergePlan
@@ -24,7 +24,7 @@ from xmerge.work import WorkFolder
     retry_jitter_factor=0.5,
     retry_condition_fn=is_worth_retrying,
 )
-def publish_merge(recipe: Recipe, plan: MergePlan, work: WorkFolder) -> dict[str, Any]:
+def publish_merge(recipe: Recipe, plan: MergePlan, work: WorkFolder, series: str) -> dict[str, Any]:
     """Put the output in its place, and upload it; what is in its place already is only uploaded."""
     from xmerge.output import publish, upload
 
@@ -32,6 +32,6 @@ def publish_merge(recipe: Recipe, plan: MergePlan, work: WorkFolder) -> dict[str
     # A retry finds the output in its place, when it was the upload that failed.
     is_new = work.staged.exists()
     publication = publish(work.staged, config, plan, work) if is_new else upload(work.out, config, plan)
-    show_output(publication)
+    show_output(publication, series)
     get_run_logger().info("the output %s is in its place", work.out.name)
     return publication.model_dump(mode="json")

@@ -29,14 +29,20 @@ def read_recipe(given: str, seed: int | None) -> list[Recipe]:
     Raises:
         ConfigError: It cannot be read, or has no meaning.
     """
-    is_text = "\n" in given.strip() or given.lstrip().startswith("{")
-    stages = parse_stages(given, "the recipe") if is_text else load_stages(Path(given.strip()).expanduser())
+    stages = (
+        parse_stages(given, "the recipe") if is_recipe_text(given) else load_stages(Path(given.strip()).expanduser())
+    )
     source = stages[-1].source
     folder = str(source.folder) if source.folder else None
     return [
         Recipe(text=source.text, stage=stage, name=source.name, folder=folder, seed=seed)
         for stage in range(len(stages))
     ]
+
+
+def is_recipe_text(given: str) -> bool:
+    """Whether it is a recipe itself, and not the path of one."""
+    return "\n" in given.strip() or given.lstrip().startswith("{")
 
 
 def parse_recipe(recipe: Recipe) -> MergeConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 from prefect.tasks import exponential_backoff
 
-from tasks.artifacts import show_output
+from tasks.pages.output import show_output
 from tasks.retrying import is_worth_retrying
 from xmerge.publishing import publish_verified
 
@@ -35,6 +36,6 @@ def upload_checkpoint(
     publication = Publication(
         folder=place, repo=uploaded.repo, commit=uploaded.commit, url=uploaded.url, uploaded=uploaded.changed
     )
-    show_output(publication)
+    show_output(publication, Path(os.path.abspath(place)).name)
     get_run_logger().info("%s is %s", uploaded.url, "published" if uploaded.changed else "there already")
     return publication.model_dump(mode="json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
-from tasks.artifacts import show_validation
+from tasks.pages.validation import show_validation
 from xmerge import validation
 from xmerge.architecture import describe_model
 from xmerge.config import parse_reference
@@ -22,7 +23,7 @@ def verify_checkpoint(folder: str, base: str | None, trial: bool) -> dict[str, A
     """Check a checkpoint, against the architecture of `base` if one is named; what it finds wrong is an error."""
     described = describe_model(locate_model(parse_reference(base))) if base else None
     report = validation.verify(Path(folder).expanduser(), described, trial=trial)
-    show_validation(report)
+    show_validation(report, Path(os.path.abspath(folder)).name)
     get_run_logger().info("%s has %d findings", folder, len(report.findings))
     report.raise_if_invalid()
     return report.model_dump(mode="json")

@@ -14,6 +14,7 @@ from tests.test_card import fake_results
 from tests.test_png import decode
 from xmerge.distances import (
     BOUNDS,
+    DISTANCES,
     MOST_ROWS,
     PICTURE_NAME,
     Cell,
@@ -99,7 +100,7 @@ def draw_one(cells: dict[str, dict[int, Cell]]) -> bytes:
     class Plan:
         layers = (Layer(),)
 
-    return draw_picture(Plan(), cells)  # type: ignore[arg-type]
+    return draw_picture(Plan(), cells, DISTANCES).encode()  # type: ignore[arg-type]
 
 
 @settings(max_examples=20)

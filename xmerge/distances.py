@@ -1,10 +1,10 @@
-"""How far the output is from the base, component by component and layer by layer; and a picture of it."""
+"""How far the output is from the base, and the donors are, component by component and layer by layer; and pictures."""
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,8 @@ PICTURE_NAME = "distance_from_base.png"
 MOST_ROWS = 48
 BOUNDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Where one shade ends and the next begins; the same in every picture, so that pictures can be compared."""
+COSINE_BOUNDS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99)
+"""The same for the cosine between the base and a donor, whose darkest shade is below the first."""
 
 _WHITE, _INK, _KEPT, _DONOR, _FIRST_SHADE = range(5)
 _PALETTE: tuple[Colour, ...] = (
@@ -39,6 +41,16 @@ class Cell:
     """Of the farthest of its tensors; None: none was compared with the base."""
     changed: bool
     """Whether anything in it is not the base's."""
+    cosine: float | None = None
+    """Between the base and the donor that is least like it; None: the method did not look."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What the colours of a picture mean."""
+
+    choose: Callable[[Cell], int]
+    legend: tuple[tuple[int, str], ...]
 
 
 def measure_distance(outcome: TensorResult) -> float | None:
@@ -55,7 +67,9 @@ def list_cells(plan: MergePlan, results: Sequence[LayerResult]) -> dict[str, dic
     for place, (layer, result) in enumerate(zip(plan.layers, results, strict=True)):
         for tensor, outcome in zip(layer.tensors, result.tensors, strict=True):
             row = cells.setdefault(tensor.component, {})
-            row[place] = _join(row.get(place), measure_distance(outcome), _is_changed(plan, tensor, outcome))
+            cosine = min(outcome.donor_cosines, default=None)
+            cell = Cell(measure_distance(outcome), _is_changed(plan, tensor, outcome), cosine)
+            row[place] = _join(row[place], cell) if place in row else cell
     return cells
 
 
@@ -68,33 +82,33 @@ def choose_rows(cells: Mapping[str, Mapping[int, Cell]]) -> list[str]:
 
 def write_picture(folder: Path, plan: MergePlan, results: Sequence[LayerResult]) -> None:
     """Write the picture into an output that is being assembled."""
-    write_bytes(folder / PICTURE_NAME, draw_picture(plan, list_cells(plan, results)))
+    write_bytes(folder / PICTURE_NAME, draw_picture(plan, list_cells(plan, results), DISTANCES).encode())
 
 
-def draw_picture(plan: MergePlan, cells: Mapping[str, Mapping[int, Cell]]) -> bytes:
-    """A PNG with a row for each component and a column for each layer."""
+def draw_picture(plan: MergePlan, cells: Mapping[str, Mapping[int, Cell]], scale: Scale) -> Canvas:
+    """A picture with a row for each component and a column for each layer."""
     names = choose_rows(cells)
     label_width = max((measure_text(_shorten(name)) for name in names), default=0) + _MARGIN
     cell_width = max(1, min(_WIDEST_CELL, _WIDTH // len(plan.layers)))
     left, top = _MARGIN + label_width, _MARGIN + _LINE
-    width = max(left + cell_width * len(plan.layers), _measure_legend()) + _MARGIN
+    width = max(left + cell_width * len(plan.layers), _measure_legend(scale)) + _MARGIN
     canvas = Canvas(width, top + _LINE * (len(names) + 2) + _MARGIN, _PALETTE)
     _number_layers(canvas, plan, left, cell_width)
     for row, name in enumerate(names):
         canvas.write(_MARGIN, top + row * _LINE + 2, _shorten(name), _INK)
         for place, cell in cells[name].items():
-            colour = _choose_colour(cell)
+            colour = scale.choose(cell)
             gap = _GAP if cell_width > 2 else 0
             canvas.fill(left + place * cell_width, top + row * _LINE, cell_width - gap, _LINE - _GAP, colour)
-    _draw_legend(canvas, top + _LINE * (len(names) + 1))
-    return canvas.encode()
+    _draw_legend(canvas, scale, top + _LINE * (len(names) + 1))
+    return canvas
 
 
-def _join(cell: Cell | None, distance: float | None, changed: bool) -> Cell:
-    if cell is None:
-        return Cell(distance, changed)
-    known = [each for each in (cell.distance, distance) if each is not None]
-    return Cell(max(known, default=None), cell.changed or changed)
+def _join(one: Cell, other: Cell) -> Cell:
+    """The two as one: of several tensors in one place the farthest counts."""
+    distances = [cell.distance for cell in (one, other) if cell.distance is not None]
+    cosines = [cell.cosine for cell in (one, other) if cell.cosine is not None]
+    return Cell(max(distances, default=None), one.changed or other.changed, min(cosines, default=None))
 
 
 def _is_changed(plan: MergePlan, tensor: TensorPlan, outcome: TensorResult) -> bool:
@@ -103,10 +117,37 @@ def _is_changed(plan: MergePlan, tensor: TensorPlan, outcome: TensorResult) -> b
     return tensor.decision == "merge" or any(source.model != plan.target for source in tensor.sources)
 
 
-def _choose_colour(cell: Cell) -> int:
+def _shade_distance(cell: Cell) -> int:
     if not cell.changed:
         return _KEPT
     return _DONOR if cell.distance is None else _FIRST_SHADE + bisect_right(BOUNDS, cell.distance)
+
+
+def _shade_cosine(cell: Cell) -> int:
+    if cell.cosine is None:
+        return _KEPT
+    return _FIRST_SHADE + len(COSINE_BOUNDS) - bisect_right(COSINE_BOUNDS, cell.cosine)
+
+
+DISTANCES = Scale(
+    _shade_distance,
+    (
+        (_KEPT, "base"),
+        *((_FIRST_SHADE + shade, f"<{bound:g}") for shade, bound in enumerate(BOUNDS)),
+        (_FIRST_SHADE + len(BOUNDS), f">={BOUNDS[-1]:g}"),
+        (_DONOR, "donor"),
+    ),
+)
+"""How far the output is from the base."""
+COSINES = Scale(
+    _shade_cosine,
+    (
+        (_KEPT, "not compared"),
+        (_FIRST_SHADE, f">={COSINE_BOUNDS[-1]:g}"),
+        *((_FIRST_SHADE + 1 + shade, f"<{bound:g}") for shade, bound in enumerate(reversed(COSINE_BOUNDS))),
+    ),
+)
+"""How much a donor is like the base."""
 
 
 def _shorten(name: str) -> str:
@@ -122,18 +163,13 @@ def _number_layers(canvas: Canvas, plan: MergePlan, left: int, cell_width: int) 
             canvas.write(left + place * cell_width, _MARGIN, str(layer.index), _INK)
 
 
-def _list_legend() -> list[tuple[int, str]]:
-    shades = [f"<{bound:g}" for bound in BOUNDS] + [f">={BOUNDS[-1]:g}"]
-    return [(_KEPT, "base"), *((_FIRST_SHADE + shade, text) for shade, text in enumerate(shades)), (_DONOR, "donor")]
+def _measure_legend(scale: Scale) -> int:
+    return _MARGIN + sum(_LINE + 4 + measure_text(text) + _MARGIN for _, text in scale.legend)
 
 
-def _measure_legend() -> int:
-    return _MARGIN + sum(_LINE + 4 + measure_text(text) + _MARGIN for _, text in _list_legend())
-
-
-def _draw_legend(canvas: Canvas, top: int) -> None:
+def _draw_legend(canvas: Canvas, scale: Scale, top: int) -> None:
     left = _MARGIN
-    for colour, text in _list_legend():
+    for colour, text in scale.legend:
         canvas.fill(left, top, _LINE - 4, _LINE - 4, _INK)
         canvas.fill(left + 1, top + 1, _LINE - 6, _LINE - 6, colour)
         canvas.write(left + _LINE, top, text, _INK)

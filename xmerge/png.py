@@ -47,12 +47,18 @@ class Canvas:
                     if column >> y & 1:
                         self.fill(left + (place * ADVANCE + x) * scale, top + y * scale, scale, scale, colour)
 
-    def encode(self) -> bytes:
-        """The PNG file."""
+    def encode(self, *, compress: bool = False) -> bytes:
+        """The PNG file; compressed, its bytes depend on the machine's zlib."""
         header = self.width.to_bytes(4) + self.height.to_bytes(4) + bytes([4, 3, 0, 0, 0])
         palette = b"".join(bytes(colour) for colour in self._palette)
         lines = b"".join(b"\0" + _pack(row) for row in self._rows)
-        chunks = ((b"IHDR", header), (b"PLTE", palette), (b"IDAT", _store(lines)), (b"IEND", b""))
+        data = zlib.compress(lines) if compress else _store(lines)
+        chunks = (
+            (b"IHDR", header),
+            (b"PLTE", palette),
+            (b"IDAT", data),
+            (b"IEND", b""),
+        )
         return b"\x89PNG\r\n\x1a\n" + b"".join(_frame(kind, data) for kind, data in chunks)
 
 
