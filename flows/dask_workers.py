@@ -30,6 +30,7 @@ LOCAL: dict[str, Any] = {
     "silence_logs": logging.CRITICAL,
 }
 SECONDS_TO_CONNECT = 10
+SECONDS_FOR_WORKERS = 30
 GPU = "GPU"
 """The resource that workers with a GPU are started with: `dask worker --resources "GPU=1"`."""
 
@@ -51,7 +52,15 @@ class DaskWorkers:
         return future
 
     def ask_all(self, work: Callable[..., Value], *arguments: Any) -> dict[str, Told[Value]]:
-        """Call a function on every worker; what each has told, by its address."""
+        """Call a function on every worker; what each has told, by its address.
+
+        Raises:
+            PlanError: There is none.
+        """
+        try:
+            self._client.wait_for_workers(1, timeout=SECONDS_FOR_WORKERS)
+        except TimeoutError as error:
+            raise PlanError(f"{self.name} has no workers.", remedy="start some with 'dask worker ADDRESS'.") from error
         return dict(self._client.run(_carry_out_aside, self._run, work, *arguments))
 
     def count_slots(self, device: str) -> int:

@@ -34,7 +34,11 @@ class Cluster(Protocol):
         """Have a worker call a function; another one does, if that worker dies."""
 
     def ask_all(self, work: Callable[..., Value], *arguments: Any) -> dict[str, Told[Value]]:
-        """Call a function on every worker, or on every machine; what each has told, by its address."""
+        """Call a function on every worker, or on every machine; what each has told, by its address.
+
+        Raises:
+            PlanError: There is none, or one does not answer.
+        """
 
     def count_slots(self, device: str) -> int:
         """How many calls can be under way at once; 0 if no worker is there."""
