@@ -6,26 +6,22 @@ should be is left alone, so it may be run as often as one likes: after an upgrad
 
 from __future__ import annotations
 
+import asyncio
 import json
-import os
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
-import yaml
 
 from xmerge.cli.orchestration import put_flows_on_path
-from xmerge.errors import ConfigError, PlanError, StorageError, XmergeError
+from xmerge.errors import ConfigError, PlanError, XmergeError
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
-    from prefect.client.schemas.responses import DeploymentResponse
-    from prefect.flows import Flow
 
 FOLDER = Path(__file__).resolve().parent
 SECONDS_BETWEEN_QUESTIONS = 0.5
@@ -92,12 +88,14 @@ def prepare(pools: list[Pool], wait: float, say: Callable[[str], None]) -> None:
     Raises:
         XmergeError: There is no such server, or it did not take something.
     """
-    folder = put_flows_on_path()
+    put_flows_on_path()
     from flows.settings import apply_settings
 
+    # Before Prefect is imported, which is when it reads them.
     apply_settings()
     from prefect.client.orchestration import get_client
 
+    from deployments.deploy import deploy_all
     from flows.zombies import NAME, end_zombies
 
     wait_for_server(wait)
@@ -105,11 +103,11 @@ def prepare(pools: list[Pool], wait: float, say: Callable[[str], None]) -> None:
         say(f"server {client.api_url}: answers")
         for pool in pools:
             say(f"work pool {pool.name} ({pool.type}): {make_pool(client, pool)}")
-            for name, outcome in deploy(client, pool, folder):
+            for name, outcome in deploy_all(client, pool.file):
                 say(f"deployment {name}: {outcome}")
         say(f"automation '{NAME}': {end_zombies(client)}")
     for pool in pools:
-        say(f"next, on each machine that merges: prefect worker start --pool {pool.name}")
+        say(f"its runs wait for a worker: prefect worker start --pool {pool.name}")
 
 
 def wait_for_server(wait: float) -> None:
@@ -170,8 +168,6 @@ def make_pool(client: SyncPrefectClient, pool: Pool) -> str:
     Raises:
         PlanError: One of that name is of another type.
     """
-    import asyncio
-
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.exceptions import ObjectNotFound
     from prefect.workers.utilities import get_default_base_job_template_for_infrastructure_type
@@ -191,115 +187,6 @@ def make_pool(client: SyncPrefectClient, pool: Pool) -> str:
             remedy=f"remove it with 'prefect work-pool delete {pool.name}', with the deployments that use it.",
         )
     return "there"
-
-
-def deploy(client: SyncPrefectClient, pool: Pool, folder: Path) -> Iterator[tuple[str, str]]:
-    """Bring a file's deployments to the server, those that are missing or not as the file has them; what was done.
-
-    Args:
-        client: Of the server.
-        pool: Names the file.
-        folder: What carries `flows` and `tasks`.
-
-    Raises:
-        StorageError: Prefect could not do it.
-    """
-    wanted = read_deployments(pool.file)
-    found = {name: _find(client, name) for name in wanted}
-    outcomes = {name: _compare(found[name], said) for name, said in wanted.items()}
-    stale = [name for name, outcome in outcomes.items() if outcome != "there"]
-    if stale:
-        _run_prefect_deploy(pool.file, stale, folder)
-    for name in stale:
-        if before := found[name]:
-            _keep_schedules(client, name, before)
-    yield from outcomes.items()
-
-
-def read_deployments(file: Path) -> dict[str, dict[str, Any]]:
-    """What a file says of each of its deployments, by the name `flow/deployment`."""
-    from prefect.flows import load_flow_from_entrypoint
-    from prefect.utilities.callables import parameter_schema
-
-    read = yaml.safe_load(file.read_text(encoding="utf-8"))
-    wanted = {}
-    for said in read["deployments"]:
-        flow: Flow[..., Any] = load_flow_from_entrypoint(said["entrypoint"])
-        limit = said.get("concurrency_limit", {})
-        wanted[f"{flow.name}/{said['name']}"] = {
-            "version": said["version"],
-            "entrypoint": said["entrypoint"],
-            "description": said["description"],
-            "tags": sorted(said["tags"]),
-            "parameters": said.get("parameters", {}),
-            "pull_steps": read["pull"],
-            "work_pool": said["work_pool"]["name"],
-            "job_variables": said["work_pool"]["job_variables"],
-            "limit": limit.get("limit"),
-            "collision": limit.get("collision_strategy"),
-            "schema": parameter_schema(flow).model_dump(mode="json", exclude_unset=True),
-        }
-    return wanted
-
-
-def _find(client: SyncPrefectClient, name: str) -> DeploymentResponse | None:
-    from prefect.exceptions import ObjectNotFound
-
-    try:
-        return client.read_deployment_by_name(name)
-    except ObjectNotFound:
-        return None
-
-
-def _compare(found: DeploymentResponse | None, wanted: dict[str, Any]) -> str:
-    if found is None:
-        return "made"
-    return "there" if _describe(found) == wanted else "changed"
-
-
-def _describe(found: DeploymentResponse) -> dict[str, Any]:
-    """What the server says of a deployment, in the terms of `read_deployments`; its schedules are a person's matter."""
-    limit, options = found.global_concurrency_limit, found.concurrency_options
-    return {
-        "version": found.version,
-        "entrypoint": found.entrypoint,
-        "description": found.description,
-        "tags": sorted(found.tags),
-        "parameters": found.parameters,
-        "pull_steps": found.pull_steps,
-        "work_pool": found.work_pool_name,
-        "job_variables": found.job_variables,
-        "limit": limit.limit if limit else None,
-        "collision": options.collision_strategy.value if options else None,
-        "schema": found.parameter_openapi_schema,
-    }
-
-
-def _run_prefect_deploy(file: Path, names: list[str], folder: Path) -> None:
-    chosen = [word for name in names for word in ("--name", name.partition("/")[2])]
-    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--prefect-file", str(file), *chosen]
-    path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
-    ran = subprocess.run(
-        command, cwd=FOLDER.parent, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False
-    )
-    if ran.returncode:
-        raise StorageError(
-            f"'prefect deploy' could not deploy {', '.join(names)}.",
-            where=str(file),
-            why=next(iter((ran.stderr or ran.stdout).strip().splitlines()[-1:]), None),
-        )
-
-
-def _keep_schedules(client: SyncPrefectClient, name: str, before: DeploymentResponse) -> None:
-    """Put back the schedules that a deployment had: Prefect has replaced them, also those that a person switched on."""
-    from prefect.client.schemas.actions import DeploymentScheduleCreate
-
-    deployed = client.read_deployment_by_name(name)
-    for schedule in deployed.schedules:
-        client.delete_deployment_schedule(deployed.id, schedule.id)
-    kept = [each.model_dump(include=set(DeploymentScheduleCreate.model_fields)) for each in before.schedules]
-    if kept:
-        client.create_deployment_schedules(deployed.id, [DeploymentScheduleCreate(**each) for each in kept])
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 
+from flows.catalogue import FLOW_NAMES
+
 NAME = "xmerge: runs without a heartbeat have crashed"
-FLOWS = ("merge_many", "merge_models", "publish_model", "verify_model", "watch_sources")
-"""Whose runs it looks after; those of other people's flows are none of its business."""
 WITHIN = timedelta(seconds=180)
 """Three heartbeats of PREFECT_FLOWS_HEARTBEAT_FREQUENCY, as flows/settings.py and the deployments set it."""
 MESSAGE = "No heartbeat for {seconds:.0f} s: its process or its machine is gone. Run it again to resume."
@@ -51,7 +51,7 @@ def describe_automation(within: timedelta) -> AutomationCore:
             posture=Posture.Proactive,
             match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
             match_related=ResourceSpecification(
-                {"prefect.resource.role": ["flow"], "prefect.resource.name": list(FLOWS)}
+                {"prefect.resource.role": ["flow"], "prefect.resource.name": FLOW_NAMES}
             ),
             for_each={"prefect.resource.id"},
             after={"prefect.flow-run.heartbeat"},

@@ -1,0 +1,67 @@
+"""A Prefect server on SQLite that has been prepared, and a worker of its pool: each a process of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flows.settings import apply_settings
+
+# Before Prefect is imported, which is when it reads them.
+apply_settings()
+
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings  # noqa: E402
+
+from tests.deployments.preparing import run_prepare  # noqa: E402
+from tests.flows.tiny import Bench, write_llama  # noqa: E402
+from tests.servers.server import Server  # noqa: E402
+from tests.servers.worker import Worker  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory) -> Iterator[Server]:
+    """A server with nothing in it, which this process talks to."""
+    home = Path(tmp_path_factory.mktemp("server"))
+    quick = {"PREFECT_SERVER_EVENTS_PROACTIVE_GRANULARITY": "PT1S"}
+    server = Server(home, f"sqlite+aiosqlite:///{home}/prefect.db", quick)
+    try:
+        server.start()
+        with temporary_settings(updates={PREFECT_API_URL: server.url, PREFECT_HOME: home}):
+            yield server
+    finally:
+        server.kill()
+
+
+@pytest.fixture(scope="session")
+def prepared(server) -> list[str]:
+    """What the command says when it prepares the server for the first time."""
+    return run_prepare(server.url, "--pool", "process", "--pool", "docker", "--pool", "kubernetes")
+
+
+@pytest.fixture(scope="session")
+def worker(server, prepared, tmp_path_factory) -> Iterator[Path]:
+    """The folder in which a worker of the pool was started."""
+    folder = Path(tmp_path_factory.mktemp("worker"))
+    worker = Worker(folder, server.url, "xmerge", {"PWD": str(folder)})
+    worker.start()
+    try:
+        yield folder
+    finally:
+        worker.kill()
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory) -> Path:
+    """A folder with two tiny models, `base` and `donor`."""
+    folder = Path(tmp_path_factory.mktemp("models"))
+    for seed, name in enumerate(("base", "donor")):
+        write_llama(folder / name, seed)
+    return folder
+
+
+@pytest.fixture
+def bench(models, tmp_path) -> Bench:
+    """A recipe for the two models, and a place for the output."""
+    return Bench(models, tmp_path)
