@@ -18,11 +18,12 @@ from flows.reporting import RunWatch
 from flows.runners import Runner
 from tasks.caching import name_unit, record_key
 from tasks.download import download_model
+from tasks.lineage import list_outputs, list_sources
 from tasks.markdown import show_plain
 from tasks.merge import merge_layer
 from tasks.pages.progress import ProgressPage
 from tasks.publish import publish_merge
-from tasks.recipes import Recipe
+from tasks.recipes import Recipe, parse_recipe
 from tasks.storage import check_storage
 from tasks.validate import validate_merge
 from tasks.workers import Cluster, work_on
@@ -244,10 +245,18 @@ class MergeSteps:
         """Give the output its name, and upload it if the recipe says so."""
         self.watch.reporter.stage("publish_merge")
         published = self.submit(
-            publish_merge, self.recipe, quote(self.plan), quote(self.work), self.series, wait_for=after
+            self.trace_lineage(), self.recipe, quote(self.plan), quote(self.work), self.series, wait_for=after
         )
         self.last = [published]
         return dict(published.result())
+
+    def trace_lineage(self) -> Task[..., Any]:
+        """The task `publish_merge` with what the output is made of; one that was there already is not made again."""
+        target = parse_recipe(self.recipe).publish
+        made = list_outputs(self.plan, self.work.out, target.repo if target else None)
+        return publish_merge.with_options(
+            assets=() if self.work.finished else made, asset_deps=[*list_sources(self.plan)]
+        )
 
     def submit(self, task: Task[..., Any], *args: Any, **kwargs: Any) -> PrefectFuture[Any]:
         """Submit a task, and count it: the history is complete when the API knows as many."""

@@ -14,13 +14,26 @@ MAX_PROSE = 2000
 def escape(text: str, most: int = MAX_PROSE) -> str:
     """The same text with nothing in it that Markdown or HTML would act on, on one line."""
     shown = show_plain(text, most)
-    return re.sub(r"([\\`*_{}\[\]()#+!|~:-])", r"\\\1", html.escape(shown, quote=False))
+    return re.sub(r"([\\`*_{}\[\]()#+!|~:.@-])", r"\\\1", html.escape(shown, quote=False))
 
 
 def show_plain(text: str, most: int = MAX_CELL) -> str:
     """The same text on one line, without characters that cannot be seen, cut where nobody would read on."""
     line = "".join(character if character.isprintable() else " " for character in text)
     return line if len(line) <= most else f"{line[: most - 1]}…"
+
+
+def show_cell(text: str) -> str:
+    """Text for a cell of Prefect's tables, which one of its user interfaces shows as it is and the other as Markdown.
+
+    Nothing can be escaped there, so signs that would make a tag, a link or a list give way to others that look alike.
+    """
+    shown = show_plain(text).translate(_LOOK_ALIKES)
+    return "\u2013" if shown == "-" else shown
+
+
+_LOOK_ALIKES = str.maketrans("<>[]`", "\u2039\u203a\uff3b\uff3d\u02cb")
+"""Angle quotation marks, wide brackets, a grave accent by itself."""
 
 
 def draw_code(lines: Iterable[str]) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefect import task
+from prefect.assets import materialize
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 from prefect.tasks import exponential_backoff
 
+from tasks.lineage import UNNAMED
 from tasks.pages.output import show_output
 from tasks.recipes import Recipe, parse_recipe
 from tasks.retrying import is_worth_retrying
@@ -16,7 +17,11 @@ from xmerge.planning import MergePlan
 from xmerge.work import WorkFolder
 
 
-@task(
+# A task that materializes assets: the caller says which, with `tasks.lineage`.
+@materialize(
+    UNNAMED,
+    by="xmerge",
+    name="publish_merge",
     cache_policy=NO_CACHE,
     persist_result=False,
     retries=3,

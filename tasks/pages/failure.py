@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect.artifacts import create_markdown_artifact
 
 from tasks.markdown import escape
-from tasks.pages.rerun import tell_rerun
+from tasks.pages.rerun import tell_resume
 from tasks.pages.showing import name_key, try_to_show
 from xmerge.errors import XmergeError
 
@@ -19,8 +19,7 @@ def show_failure(error: Exception, series: str) -> None:
 def draw_failure(error: Exception) -> str:
     """The page as Markdown."""
     told = [f"**{escape(type(error).__name__)}**", *_tell_error(error)]
-    resume = "Layers that are finished are kept. To go on from there, when that is mended:"
-    return "\n\n".join([*told, *(f"{resume}\n\n{rerun}" for rerun in [tell_rerun()] if rerun)])
+    return "\n\n".join([*told, f"Layers that are finished are kept. When that is mended, {tell_resume()}"])
 
 
 def _tell_error(error: Exception) -> list[str]:

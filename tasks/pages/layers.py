@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from prefect.artifacts import create_table_artifact
 
-from tasks.markdown import escape, show_plain
+from tasks.markdown import escape, show_cell
 from tasks.pages.showing import name_key, try_to_show
 from xmerge.planning import MergePlan
 from xmerge.planning.table import show_bytes
@@ -52,11 +52,11 @@ def describe_layers(results: Sequence[LayerResult]) -> str:
 
 def _draw_layer(shard: str, result: LayerResult) -> tuple[str, ...]:
     return (
-        show_plain(result.label),
+        show_cell(result.label),
         shard,
         f"{result.bytes / 1e6:.3f}",
         f"{result.seconds:.2f}",
-        show_plain(result.device),
+        show_cell(result.device),
         "yes" if result.reused else "no",
-        show_plain("; ".join(result.notes)),
+        show_cell("; ".join(result.notes)),
     )

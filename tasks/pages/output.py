@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from prefect.artifacts import create_markdown_artifact
 
 from tasks.markdown import draw_code, escape
-from tasks.pages.rerun import tell_rerun
+from tasks.pages.rerun import tell_again
 from tasks.pages.showing import name_key, try_to_show
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ def draw_output(publication: Publication) -> str:
         lines.append(f"On the Hub: [{escape(str(publication.repo))}](<{_quote_url(publication.url)}>){commit}")
     folder = shlex.quote(str(publication.folder))
     lines += ["To check it again:", draw_code([f"xmerge verify {folder}"])]
-    lines += [f"It was made by:\n\n{rerun}" for rerun in [tell_rerun()] if rerun]
+    again = tell_again(publication.folder)
+    lines += ["To make it again:", again] if again else []
     return "\n\n".join(lines)
 
 

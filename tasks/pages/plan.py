@@ -8,7 +8,7 @@ from itertools import islice
 
 from prefect.artifacts import create_table_artifact
 
-from tasks.markdown import escape, show_plain
+from tasks.markdown import escape, show_cell
 from tasks.pages.showing import name_key, try_to_show
 from xmerge.planning import PLAN_COLUMNS, MergePlan, draw_plan, summarize_plan
 from xmerge.planning.table import tell_layer_map
@@ -28,7 +28,7 @@ def show_plan(plan: MergePlan, series: str) -> None:
 
 def draw_rows(plan: MergePlan) -> list[dict[str, str]]:
     """The table's rows by column, the last of which says how many more there are."""
-    rows = [dict(zip(PLAN_COLUMNS, map(show_plain, row), strict=True)) for row in draw_plan(plan)]
+    rows = [dict(zip(PLAN_COLUMNS, map(show_cell, row), strict=True)) for row in draw_plan(plan)]
     if len(rows) > MOST_ROWS:
         more = f"and {len(rows) - MOST_ROWS} more rows"
         rows = [*rows[:MOST_ROWS], dict.fromkeys(PLAN_COLUMNS, "") | {PLAN_COLUMNS[0]: more}]

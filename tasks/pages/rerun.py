@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from prefect.context import FlowRunContext
 
 from tasks.markdown import draw_code
 from tasks.recipes import is_recipe_text
+from xmerge.provenance import CONFIG_COPY_NAME
 
+MERGE = "merge_models"
 OPTIONS = {
     "device": "--device",
     "workers": "--workers",
@@ -19,21 +22,35 @@ OPTIONS = {
     "fetch": "--fetch",
     "task_runner": "--task-runner",
 }
-"""What the parameters of `merge_models` are called on the command line."""
+"""What the parameters of the flow `merge_models` are called on the command line."""
 
 
-def tell_rerun() -> str:
+def tell_resume() -> str:
     """Markdown: how to carry out the running flow again."""
     context = FlowRunContext.get()
-    if context is None or context.flow_run is None or context.flow is None:
+    run = context.flow_run if context else None
+    if run is not None and run.deployment_id is not None:
+        command = draw_code([f"prefect flow-run retry {run.id}"])
+        return f"choose **Retry** in the menu of the run's page, or call\n\n{command}"
+    words = _find_words()
+    return f"call\n\n{draw_code([shlex.join(words)])}" if words else "start the same flow with the same parameters."
+
+
+def tell_again(out: Path) -> str:
+    """Markdown: the command that makes an output of the running flow; nothing where the flow makes none."""
+    context = FlowRunContext.get()
+    if context is None or context.flow is None or context.flow.name != MERGE:
         return ""
-    if context.flow_run.deployment_id is not None:
-        told = "**Retry**, in the menu of the run's page, or"
-        return f"{told}\n\n{draw_code([f'prefect flow-run retry {context.flow_run.id}'])}"
-    fields = context.flow.parameters.properties
-    defaults = {name: field.get("default") for name, field in fields.items()}
-    words = list_words(context.parameters or {}, defaults) if context.flow.name == "merge_models" else None
-    return draw_code([shlex.join(words)]) if words else "Start the same flow with the same parameters."
+    words = _find_words() or ["xmerge", "merge", str(out / CONFIG_COPY_NAME), "ANOTHER_FOLDER"]
+    return draw_code([shlex.join(words)])
+
+
+def _find_words() -> list[str] | None:
+    context = FlowRunContext.get()
+    if context is None or context.flow is None or context.flow.name != MERGE:
+        return None
+    defaults = {name: field.get("default") for name, field in context.flow.parameters.properties.items()}
+    return list_words(context.parameters or {}, defaults)
 
 
 def list_words(parameters: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prefect.artifacts import create_table_artifact
 
-from tasks.markdown import escape, show_plain
+from tasks.markdown import escape, show_cell
 from tasks.pages.showing import name_key, try_to_show
 from xmerge.many import BatchOutcome, tell_disk
 from xmerge.planning.table import show_bytes
@@ -14,12 +14,12 @@ def show_summary(batch: BatchOutcome, series: str) -> None:
     """Show what has come of each recipe, and the disk that all of it takes."""
     rows = [
         {
-            "recipe": show_plain(each.recipe),
+            "recipe": show_cell(each.recipe),
             "outcome": each.outcome,
             "layers made": str(each.made),
             "reused": str(each.reused),
             "size": show_bytes(each.bytes),
-            "error": show_plain(each.error or ""),
+            "error": show_cell(each.error or ""),
         }
         for each in batch.recipes
     ]
