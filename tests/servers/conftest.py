@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
@@ -14,11 +15,20 @@ apply_settings()
 
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings  # noqa: E402
 
-from tests.flows.tiny import Bench, write_llama  # noqa: E402
+from tests.flows.tiny import Bench, digest, write_llama  # noqa: E402
 from tests.servers.postgres import MISSING, find_programs, running_postgres  # noqa: E402
-from tests.servers.runs import POOL, make_pool  # noqa: E402
+from tests.servers.runs import POOL, UNHURRIED, deploy, make_pool  # noqa: E402
 from tests.servers.server import Server  # noqa: E402
 from tests.servers.worker import Worker  # noqa: E402
+from xmerge.config import parse_config  # noqa: E402
+from xmerge.run import merge  # noqa: E402
+
+SERVER_SETTINGS = {
+    # How often it looks at new schedules, at a run that waits for a slot, and for a heartbeat that stayed away.
+    "PREFECT_SERVER_SERVICES_SCHEDULER_RECENT_DEPLOYMENTS_LOOP_SECONDS": "1",
+    "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "1",
+    "PREFECT_SERVER_EVENTS_PROACTIVE_GRANULARITY": "PT1S",
+}
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +45,7 @@ def database() -> Iterator[str]:
 def server(database, tmp_path_factory) -> Iterator[Server]:
     """A server on PostgreSQL, which this process talks to; a test that kills it starts it again."""
     home = Path(tmp_path_factory.mktemp("server"))
-    server = Server(home, database)
+    server = Server(home, database, SERVER_SETTINGS)
     try:
         server.start()
         with temporary_settings(updates={PREFECT_API_URL: server.url, PREFECT_HOME: home}):
@@ -63,6 +73,21 @@ def models(tmp_path_factory) -> Path:
     for seed, name in enumerate(("base", "donor")):
         write_llama(folder / name, seed)
     return folder
+
+
+@pytest.fixture(scope="session")
+def unhurried(server) -> UUID:
+    """A deployment of the flow, with layers that take half a second each."""
+    return deploy(UNHURRIED, "unhurried")
+
+
+@pytest.fixture(scope="session")
+def wanted(models, tmp_path_factory) -> str:
+    """The digest of what the plain loop makes of the bench's recipe."""
+    place = Path(tmp_path_factory.mktemp("wanted"))
+    bench = Bench(models, place)
+    merge(parse_config(bench.recipe(), "the recipe"), bench.out, trial=False)
+    return digest(bench.out)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS_TO_END = 10.0
-SECONDS_TO_HAPPEN = 60.0
+SECONDS_TO_HAPPEN = 120.0
 
 
 def spawn(

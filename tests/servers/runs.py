@@ -9,20 +9,30 @@ from uuid import UUID
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    ArtifactFilterKey,
+    DeploymentFilter,
+    DeploymentFilterId,
     FlowRunFilter,
     FlowRunFilterId,
     LogFilter,
     LogFilterFlowRunId,
 )
-from prefect.client.schemas.objects import FlowRun, Log, TaskRun
+from prefect.client.schemas.objects import Artifact, FlowRun, Log, TaskRun
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
 
 from flows.history import wait_for_history
+from tests.flows.tiny import LAYERS
 from tests.servers.processes import wait_until
 
 POOL = "xmerge-tests"
-MERGE, UNHURRIED = "flows.merge.merge_models", "tests.servers.unhurried.merge_models"
+UNHURRIED = "tests.servers.unhurried.merge_models"
+LAYER_RUNS = LAYERS + 2
+"""Of one merge of the tiny models: the layers, and what stands before and after them."""
+TASKS = LAYER_RUNS + 6
 
 
 def make_pool() -> None:
@@ -50,6 +60,37 @@ def start_run(deployment: UUID, **parameters: Any) -> UUID:
     """Ask for a run, as the form does."""
     with get_client(sync_client=True) as client:
         return client.create_flow_run_from_deployment(deployment, parameters=parameters).id
+
+
+def next_runs(deployment: UUID, count: int) -> list[UUID]:
+    """The runs that a deployment's schedule has planned, the earliest first."""
+    wait_until(lambda: len(_read_planned(deployment)) >= count, "the schedule has planned runs")
+    return [run.id for run in _read_planned(deployment)[:count]]
+
+
+def _read_planned(deployment: UUID) -> list[FlowRun]:
+    mine = DeploymentFilter(id=DeploymentFilterId(any_=[deployment]))
+    with get_client(sync_client=True) as client:
+        return client.read_flow_runs(deployment_filter=mine, sort=FlowRunSort.EXPECTED_START_TIME_ASC)
+
+
+def remove(deployment: UUID) -> None:
+    """Take a deployment away, and with it what its schedule has planned."""
+    with get_client(sync_client=True) as client:
+        client.delete_deployment(deployment)
+
+
+def list_states(run: UUID) -> list[str]:
+    """The names of the states that a run has been in, in order."""
+    with get_client(sync_client=True) as client:
+        return [str(state.name) for state in client.read_flow_run_states(run)]
+
+
+def read_artifacts(run: UUID, key: str) -> list[Artifact]:
+    """What a run's page shows under a key."""
+    mine = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run]), key=ArtifactFilterKey(any_=[key]))
+    with get_client(sync_client=True) as client:
+        return client.read_artifacts(artifact_filter=mine)
 
 
 def read_run(run: UUID) -> FlowRun:
@@ -85,6 +126,11 @@ def read_tasks(run: UUID, count: int) -> list[TaskRun]:
 
 def read_complaints(run: UUID) -> list[str]:
     """What a run has logged as a warning or worse."""
+    return read_logs(run, logging.WARNING)
+
+
+def read_logs(run: UUID, level: int = logging.NOTSET) -> list[str]:
+    """What a run has logged from a level on."""
     with get_client(sync_client=True) as client:
         logs: list[Log] = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run])))
-    return [log.message for log in logs if log.level >= logging.WARNING]
+    return [log.message for log in logs if log.level >= level]

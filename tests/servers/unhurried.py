@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
+from tests.servers.holding import HELD_AT, HOLD
 from xmerge.interrupt import check_stop
 
-SECONDS_A_LAYER = 0.5
+SECONDS_A_LAYER = 0.3
 
 
 def slow_down() -> None:
     """Make each layer of this process's merges take longer, and still stop when it is asked to."""
     from xmerge import engine
+    from xmerge.store import Store
 
     real = engine.merge_layer
 
-    def unhurried(*args: Any) -> Any:
-        for _ in range(10):
+    def unhurried(plan: Any, index: int, folders: Any, store: Store, device: str = "auto") -> Any:
+        end = time.monotonic() + SECONDS_A_LAYER
+        while time.monotonic() < end or is_held(store.path):
             check_stop()
-            time.sleep(SECONDS_A_LAYER / 10)
-        return real(*args)
+            time.sleep(0.03)
+        return real(plan, index, folders, store, device)
 
-    engine.merge_layer = unhurried  # type: ignore[assignment]
+    engine.merge_layer = unhurried
+
+
+def is_held(store: Path) -> bool:
+    """Whether a merge is to wait where it is, in the middle: some layers are finished and others are not."""
+    return (store.parents[1] / HOLD).exists() and len(list(store.glob("*/*.safetensors"))) >= HELD_AT
 
 
 slow_down()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.servers.processes import clean_environment, kill_all, spawn
+from tests.servers.processes import clean_environment, kill_all, list_descendants, spawn
 
 
 class Worker:
@@ -35,3 +38,10 @@ class Worker:
         """SIGKILL for it and for every run that it has started."""
         assert self._process is not None
         kill_all(self._process)
+
+    def kill_runs(self) -> None:
+        """SIGKILL for every run that it has started, and not for itself."""
+        assert self._process is not None
+        for pid in list_descendants(self._process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
