@@ -22,7 +22,7 @@ from prefect.utilities.annotations import opaque, quote
 from pydantic import Field
 
 from flows.leftovers import sign_run
-from flows.naming import name_run, name_series
+from flows.naming import name_run, name_series, name_unplanned
 from flows.reporting import RunWatch, current_watch, find_run_id
 from flows.runners import open_runner
 from flows.secrets import token_from_block
@@ -52,6 +52,7 @@ METHODS = [method.name for method in list_methods()]
 
 @flow(
     name="merge_models",
+    flow_run_name=name_unplanned,
     task_runner=THREADS,
     persist_result=False,
     result_serializer="json",

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from prefect import runtime
 from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 
@@ -26,6 +27,12 @@ DIGITS = 8
 def name_series(watch: RunWatch, out: Path) -> str:
     """What the runs have in common whose pages are versions of each other: the output's name, if nothing is said."""
     return watch.series or Path(os.path.abspath(out)).name
+
+
+def name_unplanned() -> str:
+    """`merge → output`: what a run is called until it is known what it merges."""
+    out = str(runtime.flow_run.parameters.get("out", ""))
+    return f"merge → {_shorten(Path(os.path.abspath(out)).name)}"
 
 
 def name_run(plan: MergePlan, series: str, device: str) -> str:

@@ -25,8 +25,11 @@ Cells = Mapping[str, Mapping[int, Cell]]
 
 def show_distance(plan: MergePlan, results: Sequence[LayerResult], series: str) -> None:
     """Show how far each component of each layer is from the base, and how much the donors are like it."""
-    key = name_key("distance", series)
-    try_to_show("picture", lambda: create_markdown_artifact(draw_distance(plan, list_cells(plan, results)), key=key))
+    key, told = name_key("distance", series), "Layers by components: how far the output is from the base"
+    try_to_show(
+        "picture",
+        lambda: create_markdown_artifact(draw_distance(plan, list_cells(plan, results)), key=key, description=told),
+    )
 
 
 DISTANCE_TOLD = (

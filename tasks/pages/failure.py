@@ -12,8 +12,8 @@ from xmerge.errors import XmergeError
 
 def show_failure(error: Exception, series: str) -> None:
     """Show what went wrong, and what to do about it."""
-    key = name_key("failure", series)
-    try_to_show("failure", lambda: create_markdown_artifact(draw_failure(error), key=key))
+    key, told = name_key("failure", series), escape(str(error).partition("\n")[0])
+    try_to_show("failure", lambda: create_markdown_artifact(draw_failure(error), key=key, description=told))
 
 
 def draw_failure(error: Exception) -> str:

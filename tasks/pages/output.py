@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
 def show_output(publication: Publication, series: str) -> None:
     """Show the folder, the commit on the Hub if there is one, and what to call to have it once more."""
-    key = name_key("output", series)
-    try_to_show("link to the output", lambda: create_markdown_artifact(draw_output(publication), key=key))
+    key, told = name_key("output", series), escape(publication.repo or publication.folder.name)
+    try_to_show(
+        "link to the output", lambda: create_markdown_artifact(draw_output(publication), key=key, description=told)
+    )
 
 
 def draw_output(publication: Publication) -> str:
