@@ -1,0 +1,118 @@
+"""A browser, and what it looks at: a Prefect server with its pages, a worker, and two models of different families."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from flows.settings import apply_settings
+
+# Before Prefect is imported, which is when it reads them.
+apply_settings()
+
+from playwright.sync_api import Browser, Page, sync_playwright  # noqa: E402
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings  # noqa: E402
+
+from flows.catalogue import FLOWS  # noqa: E402
+from tests.browser.pages import Pages  # noqa: E402
+from tests.servers.runs import POOL, deploy, make_pool  # noqa: E402
+from tests.servers.server import Server  # noqa: E402
+from tests.servers.worker import Worker  # noqa: E402
+from tests.tiny_models import write_tiny_model  # noqa: E402
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    # What is not on this machine does not exist: the pages must do without.
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+]
+SHOTS = "XMERGE_SCREENSHOTS"
+"""The environment variable that names a folder for pictures of the pages; without it none are taken."""
+SIZES: dict[str, Any] = {
+    "hidden_size": 640,
+    "num_attention_heads": 10,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "intermediate_size": 1920,
+    "num_hidden_layers": 16,
+    "vocab_size": 512,
+}
+"""Of both models: layers enough to watch, and large enough that della takes a while for each."""
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory) -> Iterator[Path]:
+    """A folder with two models; where pictures are taken, one whose name may be seen."""
+    folder = Path("/srv/models") if SHOTS in os.environ else Path(tmp_path_factory.mktemp("models"))
+    for seed, (family, name) in enumerate((("llama", "llama-3.2-1b"), ("qwen3", "qwen3-0.6b"))):
+        write_tiny_model(family, folder / name, seed=seed, **SIZES)
+    yield folder
+    if SHOTS in os.environ:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Debian's Chromium, or whichever there is."""
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if program is None:
+        pytest.skip(f"there is no browser ({', '.join(BROWSERS)}): apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, headless=True, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def server(browser, tmp_path_factory) -> Iterator[Server]:
+    """A server with pages, which this process talks to."""
+    home = Path(tmp_path_factory.mktemp("server"))
+    server = Server(home, f"sqlite+aiosqlite:///{home}/prefect.db", {"PREFECT_SERVER_UI_ENABLED": "true"})
+    try:
+        server.start()
+        with temporary_settings(updates={PREFECT_API_URL: server.url, PREFECT_HOME: home}):
+            make_pool()
+            yield server
+    finally:
+        server.kill()
+
+
+@pytest.fixture(scope="session")
+def worker(server, tmp_path_factory) -> Iterator[Worker]:
+    """What carries out the runs."""
+    worker = Worker(Path(tmp_path_factory.mktemp("worker")), server.url, POOL)
+    worker.start()
+    try:
+        yield worker
+    finally:
+        worker.kill()
+
+
+@pytest.fixture(scope="session")
+def deployment(worker) -> UUID:
+    """The flow, startable from its form."""
+    return deploy(FLOWS["merge"].replace(":", "."), "merge")
+
+
+@pytest.fixture(scope="session")
+def page(browser: Browser) -> Page:
+    """One tab."""
+    return browser.new_page(viewport={"width": 1280, "height": 900})
+
+
+@pytest.fixture(scope="session")
+def pages(server: Server, page: Page) -> Pages:
+    """Prefect's pages in that tab."""
+    return Pages(page, server.url.removesuffix("/api"), os.environ.get(SHOTS))
