@@ -31,13 +31,16 @@ QUIET: dict[str, str] = {
     # The API still gets the logs; on the terminal the command shows its own progress.
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
     "PREFECT_LOGGING_HANDLERS_DEBUG_LEVEL": "CRITICAL",
+}
+"""Keeps Prefect in the background of a command."""
+
+PRIVATE: dict[str, str] = {
     # Whoever merges models has not asked Prefect to count them, nor to print that it does.
     "DO_NOT_TRACK": "1",
 }
-"""Keeps Prefect in the background of a command."""
 
 
 def apply_settings(*, quiet: bool = True) -> None:
     """Put the settings into the environment, before Prefect is imported; what the user has set stays."""
-    for name, value in {**EMBEDDED_SETTINGS, **(QUIET if quiet else {})}.items():
+    for name, value in {**EMBEDDED_SETTINGS, **PRIVATE, **(QUIET if quiet else {})}.items():
         os.environ.setdefault(name, value)

@@ -22,6 +22,7 @@ COMMANDS = {
     "plan": ("xmerge.cli.plan", "Show every decision of a merge; no weight is read."),
     "publish": ("xmerge.cli.publish", "Upload a checkpoint that has been verified."),
     "schema": ("xmerge.cli.listings", "Print the JSON schema of a configuration, for editors."),
+    "serve": ("xmerge.cli.serve", "Carry out merges that are started from a browser."),
     "ui": ("xmerge.cli.ui", "Show past and present runs in a browser."),
     "verify": ("xmerge.cli.verify", "Check a checkpoint, whoever wrote it."),
 }

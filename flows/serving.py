@@ -1,0 +1,125 @@
+"""What `xmerge serve` calls: the flows as deployments that this process carries out, one run a process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import os
+import socket
+import threading
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows.catalogue import FLOWS
+from flows.settings import apply_settings
+from xmerge import __version__
+from xmerge.errors import Interrupted
+from xmerge.progress import Reporter
+from xmerge.signals import StopSignals, leave_anyway, stop_on_signals
+
+if TYPE_CHECKING:
+    from prefect.runner import Runner
+
+SECONDS_BETWEEN_LOOKS = 10.0
+SECONDS_TO_STOP = 20.0
+
+
+def serve_flows(port: int, limit: int, tell: Callable[[dict[str, Any]], None], reporter: Reporter) -> None:
+    """Offer the flows on the configured server, or on one of this machine, until SIGINT or SIGTERM.
+
+    Args:
+        port: Where a new server should listen.
+        limit: How many runs may be under way at once.
+        tell: Called once, when runs can be started, with the addresses and the deployments.
+        reporter: Who is told what takes time.
+
+    Raises:
+        PlanError: The configured server cannot be reached, or a new one does not start.
+    """
+    apply_settings(quiet=False)
+    _let_children_find_flows()
+    from flows.api import open_api
+    from flows.leftovers import settle_dead_runs
+
+    try:
+        with stop_on_signals() as signals, open_api(reporter, port) as api:
+            api.wait()
+            settle_dead_runs()
+            _end_zombies()
+            runner, names = _make_runner(limit)
+            tell({"ui": api.ui, "api": api.url, "deployments": names})
+            _carry_out(runner, signals)
+    except Interrupted:
+        return
+
+
+def _let_children_find_flows() -> None:
+    """Each run is a process of its own, which starts in this one's folder and imports the flows by name."""
+    folder = str(Path(__file__).parents[1])
+    os.environ["PYTHONPATH"] = os.pathsep.join([folder, *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+def _end_zombies() -> None:
+    from prefect.client.orchestration import get_client
+
+    from flows.zombies import end_zombies
+
+    with get_client(sync_client=True) as client:
+        end_zombies(client)
+
+
+def _make_runner(limit: int) -> tuple[Runner, list[str]]:
+    """A runner that has registered every flow, and the deployments' names.
+
+    The machine is in the name, because a server may have several, and workers beside them.
+    """
+    from prefect import Flow
+    from prefect.deployments.runner import RunnerDeployment
+    from prefect.runner import Runner
+    from prefect.types.entrypoint import EntrypointType
+
+    runner = Runner(name=f"xmerge serve {socket.gethostname()}", limit=limit, pause_on_shutdown=False)
+    names = []
+    for name, place in FLOWS.items():
+        module, _, function = place.partition(":")
+        served: Flow[..., Any] = getattr(import_module(module), function)
+        # A deployment, not the flow itself: a flow would be pickled into the run's process, and not whole.
+        deployment = served.to_deployment(
+            name=f"{name}@{socket.gethostname()}",
+            tags=["xmerge"],
+            version=__version__,
+            description=(served.description or "").partition("\n")[0],
+            entrypoint_type=EntrypointType.MODULE_PATH,
+        )
+        # Awaitable only where an event loop runs.
+        assert isinstance(deployment, RunnerDeployment)
+        runner.add_deployment(deployment)
+        names.append(f"{served.name}/{name}@{socket.gethostname()}")
+    return runner, names
+
+
+def _carry_out(runner: Runner, signals: StopSignals) -> None:
+    """Let the runner work in a thread of its own, so that the main thread is free to hear signals."""
+    signals.interrupts = False
+    loop, ended = asyncio.new_event_loop(), list[BaseException | None]()
+
+    def work() -> None:
+        try:
+            loop.run_until_complete(runner.start())
+            ended.append(None)
+        except BaseException as error:  # noqa: BLE001 - it is raised again, in the main thread
+            ended.append(error)
+
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(work,), name="runner", daemon=True)
+    thread.start()
+    while thread.is_alive() and not signals.came:
+        thread.join(0.2)
+    if thread.is_alive():
+        # Cancels what runs: it stops at its next block, and what is finished stays.
+        asyncio.run_coroutine_threadsafe(runner.astop(), loop)
+        thread.join(SECONDS_TO_STOP)
+        leave_anyway(0)
+    elif not signals.came and ended[0] is not None:
+        raise ended[0]
