@@ -74,8 +74,8 @@ def _write_recipe(form: MergeForm) -> str:
                 remedy=f"say it in '{OWN_FIELDS[key]}'.",
             )
     config |= form.settings
-    lines = {path: number for number, path in enumerate(_walk(config, ()))}
-    make_config(config, _FormSource(FORM, lines=lines, models=tuple(models)))
+    # All in one line: a fault of the base, which a recipe names twice, is told once.
+    make_config(config, _FormSource(FORM, lines=dict.fromkeys(_walk(config, ()), 1), models=tuple(models)))
     _refuse_missing(form)
     return yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=1000)
 
