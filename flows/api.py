@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
@@ -17,6 +18,7 @@ from prefect.settings import (
     PREFECT_UI_URL,
     temporary_settings,
 )
+from typing_extensions import override
 
 from flows.server import EmbeddedServer
 from xmerge.errors import PlanError
@@ -25,16 +27,41 @@ from xmerge.progress import Reporter
 SECONDS_TO_ANSWER = 5.0
 
 
-class ConfiguredApi:
+class Api(ABC):
+    """A server as a command uses it."""
+
+    is_embedded: bool
+    url: str
+    ui: str
+    settings: Mapping[Any, Any] = MappingProxyType({})
+
+    @abstractmethod
+    def wait(self) -> None:
+        """Return when it answers.
+
+        Raises:
+            PlanError: It does not.
+        """
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Use it no longer."""
+
+    def page(self, run: str) -> str:
+        """The address of a run's page."""
+        return f"{self.ui}/runs/flow-run/{run}"
+
+
+class ConfiguredApi(Api):
     """A server that runs already, whose address the environment or a profile gives."""
 
     is_embedded = False
-    settings: Mapping[Any, Any] = MappingProxyType({})
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.ui = PREFECT_UI_URL.value() or url.removesuffix("/api")
 
+    @override
     def wait(self) -> None:
         """Ask it something that it answers only to those who may use it.
 
@@ -53,11 +80,12 @@ class ConfiguredApi:
                 "with an embedded one, or merge without Prefect with --direct.",
             ) from error
 
+    @override
     def stop(self) -> None:
         """Leave it running: it is not ours."""
 
 
-class EmbeddedApi:
+class EmbeddedApi(Api):
     """The server that the commands of this machine share, for as long as one of them runs."""
 
     is_embedded = True
@@ -66,7 +94,7 @@ class EmbeddedApi:
         self._server = EmbeddedServer(port)
         self.is_new = self._server.is_new
         self.url, self.ui = self._server.address.api, self._server.address.ui
-        self.settings: Mapping[Any, Any] = {
+        self.settings = {
             PREFECT_API_URL: self.url,
             # A run that dies here is known by its process, and joining the heartbeat's thread takes a second.
             PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
@@ -74,6 +102,7 @@ class EmbeddedApi:
             PREFECT_CLIENT_MAX_RETRIES: 1,
         }
 
+    @override
     def wait(self) -> None:
         """Return when it answers.
 
@@ -82,12 +111,10 @@ class EmbeddedApi:
         """
         self._server.wait()
 
+    @override
     def stop(self) -> None:
         """Leave it, and end it if nobody else uses it; the history stays in Prefect's database."""
         self._server.stop()
-
-
-Api = ConfiguredApi | EmbeddedApi
 
 
 @contextmanager

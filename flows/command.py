@@ -91,11 +91,14 @@ def run_flow(module: str, name: str, parameters: dict[str, Any], reporter: Repor
     """
     with stop_on_signals() as signals:
         from flows.api import open_api
+        from flows.leftovers import settle_dead_runs
 
         with open_api(reporter) as api:
             if api.is_embedded:
                 _import_while_the_server_starts()
             api.wait()
+            if api.is_embedded:
+                settle_dead_runs(reporter)
             return _FlowCall((module, name), parameters, api, reporter, signals).carry_out()
 
 
@@ -193,7 +196,13 @@ class _FlowCall:
             self._reporter.note("the merge is done; Prefect's API could not be told so.")
         elif not recorded:
             self._reporter.note("the merge is done; the history in Prefect is incomplete.")
-        run = {"id": self._watch.flow_run_id, "name": self._watch.flow_run_name, "recorded": reported and recorded}
+        run = {
+            "id": self._watch.flow_run_id,
+            "name": self._watch.flow_run_name,
+            "recorded": reported and recorded,
+            # The pages of an embedded server go with it.
+            "url": None if self._api.is_embedded else self._api.page(str(self._watch.flow_run_id)),
+        }
         return {**self._watch.outcome, "flow_run": run}
 
 

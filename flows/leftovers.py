@@ -5,6 +5,7 @@ Prefect itself leaves them running for ever, unless an automation listens for he
 
 from __future__ import annotations
 
+import httpx
 from prefect import Flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
@@ -19,11 +20,13 @@ from prefect.client.schemas.filters import (
     TaskRunFilterStateType,
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.exceptions import PrefectException
 from prefect.states import Crashed
 
 from flows.catalogue import FLOW_NAMES
 from tasks.pages.showing import try_to_show
 from xmerge.processes import Process, describe_self
+from xmerge.progress import Reporter
 
 LABEL = "xmerge.process"
 UNDER_WAY = [StateType.RUNNING, StateType.CANCELLING]
@@ -35,10 +38,15 @@ def sign_run(flow: Flow[..., object], run: FlowRun, state: State[object]) -> Non
     try_to_show("run's process", lambda: get_client(sync_client=True).update_flow_run_labels(run.id, label))
 
 
-def settle_dead_runs() -> list[str]:
-    """Set runs to Crashed whose process on this machine is gone; their names."""
-    with get_client(sync_client=True) as client:
-        return [_settle(client, run, process) for run, process in _find_dead(client)]
+def settle_dead_runs(reporter: Reporter) -> None:
+    """Set runs to Crashed whose process on this machine is gone, and name them; no command fails for it."""
+    try:
+        with get_client(sync_client=True) as client:
+            for run, process in _find_dead(client):
+                _settle(client, run, process)
+                reporter.note(f"an earlier run has crashed: {run.name}")
+    except (httpx.HTTPError, PrefectException) as error:
+        reporter.note(f"runs that were killed could not be looked for: {error}")
 
 
 def _find_dead(client: SyncPrefectClient) -> list[tuple[FlowRun, Process]]:
@@ -57,7 +65,7 @@ def _read_label(label: object) -> Process | None:
         return None
 
 
-def _settle(client: SyncPrefectClient, run: FlowRun, process: Process) -> str:
+def _settle(client: SyncPrefectClient, run: FlowRun, process: Process) -> None:
     told = f"{process} has ended without a word; run the same again to resume."
     unfinished = TaskRunFilter(
         state=TaskRunFilterState(type=TaskRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING]))
@@ -66,4 +74,3 @@ def _settle(client: SyncPrefectClient, run: FlowRun, process: Process) -> str:
     for task in client.read_task_runs(flow_run_filter=this, task_run_filter=unfinished):
         client.set_task_run_state(task.id, Crashed(message=told), force=True)
     client.set_flow_run_state(run.id, Crashed(message=told), force=True)
-    return run.name

@@ -117,7 +117,7 @@ class EmbeddedServer:
         ended = not _is_held(self._folder / SERVER)
         last_words = (self._folder / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
         return PlanError(
-            "the embedded Prefect server ended while it started." if ended else "the embedded Prefect server is late.",
+            "the embedded Prefect server has ended." if ended else "the embedded Prefect server is late.",
             where=str(self._folder / LOG),
             why=last_words[0] if last_words else None,
             remedy="merge without Prefect with --direct, or start a server with 'prefect server start' "

@@ -22,7 +22,6 @@ from xmerge.signals import StopSignals, leave_anyway, stop_on_signals
 if TYPE_CHECKING:
     from prefect.runner import Runner
 
-SECONDS_BETWEEN_LOOKS = 10.0
 SECONDS_TO_STOP = 20.0
 
 
@@ -46,7 +45,7 @@ def serve_flows(port: int, limit: int, tell: Callable[[dict[str, Any]], None], r
     try:
         with stop_on_signals() as signals, open_api(reporter, port) as api:
             api.wait()
-            settle_dead_runs()
+            settle_dead_runs(reporter)
             _end_zombies()
             runner, names = _make_runner(limit)
             tell({"ui": api.ui, "api": api.url, "deployments": names})

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flows.settings import apply_settings
 from xmerge.errors import Interrupted
 from xmerge.progress import Reporter
 from xmerge.signals import stop_on_signals
+
+if TYPE_CHECKING:
+    from flows.api import Api
 
 SECONDS_BETWEEN_LOOKS = 10.0
 
@@ -32,16 +35,17 @@ def show_pages(port: int, tell: Callable[[dict[str, Any]], None], reporter: Repo
     try:
         with stop_on_signals(), open_api(reporter, port) as api:
             api.wait()
-            settle_dead_runs()
-            tell({"ui": api.ui, "api": api.url, "last_run": find_last_run(api.ui)})
+            settle_dead_runs(reporter)
+            tell({"ui": api.ui, "api": api.url, "last_run": find_last_run(api)})
             while api.is_embedded:
                 time.sleep(SECONDS_BETWEEN_LOOKS)
-                settle_dead_runs()
+                api.wait()
+                settle_dead_runs(reporter)
     except Interrupted:
         return
 
 
-def find_last_run(ui: str) -> dict[str, Any] | None:
+def find_last_run(api: Api) -> dict[str, Any] | None:
     """The run of one of our flows that began last: its name, its state and its page."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowFilter, FlowFilterName
@@ -53,10 +57,6 @@ def find_last_run(ui: str) -> dict[str, Any] | None:
     with get_client(sync_client=True) as client:
         runs = client.read_flow_runs(flow_filter=ours, sort=FlowRunSort.START_TIME_DESC, limit=1)
     return next(
-        ({"id": str(run.id), "name": run.name, "state": run.state_name, "url": page(ui, run.id)} for run in runs), None
+        ({"id": str(run.id), "name": run.name, "state": run.state_name, "url": api.page(str(run.id))} for run in runs),
+        None,
     )
-
-
-def page(ui: str, run: object) -> str:
-    """The address of a run's page."""
-    return f"{ui}/runs/flow-run/{run}"

@@ -76,7 +76,7 @@ def merge(
         return
     if outcome["report"] is not None:
         print_report(ValidationReport.model_validate(outcome["report"]))
-    click.echo(_tell(outcome))
+    click.echo(_tell(outcome, quiet=quiet))
 
 
 def _choose_runner(text: str, *, direct: bool) -> RunnerName:
@@ -131,13 +131,16 @@ def _merge_as_flow(config: Path, out: Path, reporter: LineReporter | BarReporter
     return outcome
 
 
-def _tell(outcome: dict[str, Any]) -> str:
+def _tell(outcome: dict[str, Any], *, quiet: bool) -> str:
     publication = outcome["publication"]
     published = _tell_publication(publication)
     if outcome["report"] is None:
         there = f"{publication['folder']} is there already and is this very merge"
         return "\n".join([f"{there}: nothing to merge." if published else f"{there}: nothing to do.", *published])
     lines = [f"shards: {outcome['layers']}, {outcome['reused']} of them from an earlier run", *published]
+    run = outcome.get("flow_run")
+    # With --direct there is none to look at.
+    lines += [f"look at the run: {run['url'] or 'xmerge ui'}"] if run and not quiet else []
     return "\n".join([*lines, f"done: {publication['folder']}"])
 
 
