@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export DO_NOT_TRACK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages test quick thorough faults fuzz demo lint types format wheel-check clean
+.PHONY: help setup packages test quick thorough faults fuzz demo screenshots lint types format wheel-check clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ thorough: $(STAMP)  ## the quick tests with a thousand examples of each law, dra
 
 demo: $(STAMP)  ## merge two small models of different families, and resume a killed merge
 	$(BIN)/python -m deployments.demo
+
+screenshots: $(STAMP)  ## take the pictures of Prefect's pages in docs/images anew; makes and removes /srv/models
+	XMERGE_SCREENSHOTS=docs/images $(BIN)/python -m pytest tests/browser
 
 lint: $(STAMP)  ## style of the code, and its format
 	$(BIN)/ruff check .
