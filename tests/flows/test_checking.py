@@ -21,7 +21,7 @@ def test_a_whole_checkpoint_is_verified_and_shown(bench: Bench):
     assert report["findings"] == []
     last = last_run(1)
     assert last.run.name == f"verify {bench.out}"
-    assert {artifact.key for artifact in last.artifacts} == {"xmerge-validation"}
+    assert {artifact.key for artifact in last.artifacts} == {"xmerge-validation-out"}
 
 
 def test_a_damaged_checkpoint_fails_the_run_and_is_not_uploaded(bench: Bench, monkeypatch):

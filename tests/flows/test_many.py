@@ -95,7 +95,7 @@ def test_the_summary_is_a_page(bench: Bench):
     from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
     with get_client(sync_client=True) as client:
-        key = ArtifactFilterKey(any_=["xmerge-summary"])
+        key = ArtifactFilterKey(any_=["xmerge-summary-out"])
         shown = client.read_artifacts(artifact_filter=ArtifactFilter(key=key))
     newest = max(shown, key=lambda artifact: str(artifact.created))
     rows = json.loads(str(newest.data))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tasks.download import download_model
 from tasks.map import map_slices
-from tasks.markdown import MAX_CELL, draw_table, escape, show_plain
+from tasks.markdown import MAX_CELL, MAX_PROSE, draw_table, escape, show_plain
 from tasks.merge import merge_layer
 from tasks.publish import publish_merge
 from tasks.recipes import parse_recipe, read_recipe
@@ -76,7 +76,7 @@ def test_escaped_text_is_one_line_and_says_the_same(text):
     assert len(escaped.splitlines()) <= 1
     assert "<" not in escaped
     assert not re.search(r"(?<!\\)[`|*_\[\]]", escaped)
-    assert html.unescape(re.sub(r"\\(.)", r"\1", escaped)) == show_plain(text)
+    assert html.unescape(re.sub(r"\\(.)", r"\1", escaped)) == show_plain(text, MAX_PROSE)
 
 
 @given(st.lists(st.lists(st.text(), min_size=2, max_size=2), max_size=4))
