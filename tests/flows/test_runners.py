@@ -1,0 +1,202 @@
+"""Layers on the workers of a cluster: real Dask and Ray processes, killed, stopped and cut off from the storage."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import dask
+import pytest
+from distributed import Client, LocalCluster
+from prefect.exceptions import CancelledRun
+
+from tests.flows import unhurried_workers
+from tests.flows.history import last_run
+from tests.flows.tiny import LAYERS, Bench, digest
+from tests.flows.unhurried_workers import DEADLY, ENDLESS, SECONDS_A_UNIT
+from xmerge.config import parse_config
+from xmerge.errors import StorageError, WorkerLostError
+from xmerge.interrupt import request_stop
+from xmerge.run import merge
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.usefixtures("api_url"),
+]
+
+UNITS = LAYERS + 2
+TASKS = UNITS + 7
+"""One more than in threads: `check_storage`."""
+DEATHS_ALLOWED = 1
+UNSHARE = shutil.which("unshare") or ""
+CAN_HIDE = bool(UNSHARE) and subprocess.run([UNSHARE, "--mount", "true"], check=False).returncode == 0
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def dask_cluster() -> Iterator[Client]:
+    """Two worker processes with unhurried layers, each started again when it dies."""
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": DEATHS_ALLOWED}),
+        LocalCluster(
+            n_workers=2,
+            threads_per_worker=1,
+            host="127.0.0.1",
+            dashboard_address=None,
+            memory_limit=0,
+            silence_logs=logging.CRITICAL,
+            preload=[unhurried_workers.__file__],
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+@pytest.fixture
+def workers(dask_cluster) -> Client:
+    """The same, when both are there."""
+    dask_cluster.wait_for_workers(2, timeout=120)
+    return dask_cluster
+
+
+@pytest.fixture(scope="module")
+def expected(models, tmp_path_factory) -> str:
+    """The digest of the same merge by the plain loop."""
+    bench = Bench(models, tmp_path_factory.mktemp("expected"))
+    merge(parse_config(bench.recipe(), "the recipe"), bench.out, trial=False)
+    return digest(bench.out)
+
+
+def name_of(cluster: Client) -> str:
+    """What `--task-runner` calls a running cluster."""
+    return f"dask:{cluster.scheduler.address}"
+
+
+@contextmanager
+def when_done(count: int, act: Callable[[], object]) -> Iterator[None]:
+    """Let a flow that is called meanwhile do something when so many layers are done."""
+    from flows.reporting import LogReporter, RunWatch, watch_run
+
+    class Reporter(LogReporter):
+        def layer_done(self, result: Any, done: int, total: int) -> None:
+            if done == count:
+                act()
+
+    watch_run(RunWatch(Reporter()))
+    try:
+        yield
+    finally:
+        watch_run(RunWatch())
+
+
+def test_workers_of_a_cluster_make_the_bytes_of_the_plain_loop(bench: Bench, workers, expected):
+    """The output is the same to the byte, and the pages of the run show each step, with the worker in the log."""
+    bench.merge(task_runner=name_of(workers))
+    assert digest(bench.out) == expected
+    run = last_run(TASKS)
+    assert run.layer_states == {"Completed": UNITS}
+    assert "check_storage" in run.names
+
+
+def test_the_layers_of_a_killed_worker_are_made_by_another(bench: Bench, workers, expected):
+    """After SIGKILL of a worker that merges a layer, the run goes on to the same bytes."""
+    killed = list[int]()
+
+    def kill() -> None:
+        assert wait_until(lambda: any(workers.processing().values()))
+        busy = next(address for address, keys in workers.processing().items() if keys)
+        killed.append(workers.run(os.getpid, workers=[busy])[busy])
+        os.kill(killed[0], signal.SIGKILL)
+
+    with when_done(2, kill):
+        bench.merge(task_runner=name_of(workers))
+    assert not Path(f"/proc/{killed[0]}").exists()
+    assert digest(bench.out) == expected
+
+
+def test_a_layer_that_kills_every_worker_is_named(bench: Bench, workers, expected):
+    """It fails the run after some deaths, with what to look at; the rest is kept, and the next run ends well."""
+    bench.store.mkdir()
+    deadly = bench.store / f"{DEADLY}3"
+    deadly.touch()
+    with pytest.raises(WorkerLostError) as caught:
+        bench.merge(store=str(bench.store), task_runner=name_of(workers))
+    assert str(caught.value).startswith("workers die of layer 2, again and again.")
+    assert f"{DEATHS_ALLOWED + 1} workers have died" in str(caught.value)
+    assert "memory" in (caught.value.remedy or "")
+    deadly.unlink()
+    workers.wait_for_workers(2, timeout=120)
+    assert bench.merge(store=str(bench.store), task_runner=name_of(workers))["reused"] > 0
+    assert digest(bench.out) == expected
+
+
+def test_a_stop_reaches_the_workers_and_leaves_them_alive(bench: Bench, workers, expected):
+    """What the workers have under way ends soon, the cluster goes on, and the same call resumes."""
+
+    def stop_soon() -> None:
+        (bench.store / ENDLESS).touch()
+        threading.Timer(5 * SECONDS_A_UNIT, request_stop).start()
+
+    with when_done(2, stop_soon), pytest.raises(CancelledRun):
+        bench.merge(store=str(bench.store), task_runner=name_of(workers))
+    assert wait_until(lambda: not any(workers.run(count_under_way).values()))
+    (bench.store / ENDLESS).unlink()
+    assert bench.merge(store=str(bench.store), task_runner=name_of(workers))["reused"] >= 2
+    assert digest(bench.out) == expected
+
+
+@pytest.mark.skipif(not CAN_HIDE, reason="a worker cannot be given a file system of its own here (unshare -m)")
+def test_a_worker_without_the_storage_is_named(bench: Bench, workers):
+    """A worker whose machine has other folders in the places of ours fails the run before any weight is read."""
+    with hidden_worker(workers, bench.place), pytest.raises(StorageError) as caught:
+        bench.merge(task_runner=name_of(workers))
+    assert "does not see the storage of this merge" in caught.value.what
+    assert str(bench.place) in (caught.value.where or "")
+    assert "docs/scaling.md" in (caught.value.remedy or "")
+    assert not bench.out.exists()
+
+
+@contextmanager
+def hidden_worker(cluster: Client, folder: Path) -> Iterator[None]:
+    """One more worker, in a mount namespace where an empty file system lies over a folder."""
+    command = [sys.executable, "-m", "distributed.cli.dask_worker", cluster.scheduler.address, "--no-nanny"]
+    command += ["--nthreads", "1", "--no-dashboard"]
+    script = 'mount -t tmpfs none "$1" && shift && exec "$@"'
+    worker = subprocess.Popen(
+        [UNSHARE, "--mount", "sh", "-c", script, "sh", str(folder), *command],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=ROOT,
+    )
+    try:
+        assert wait_until(lambda: len(cluster.nthreads()) == 3)
+        yield
+    finally:
+        worker.kill()
+        worker.wait()
+        assert wait_until(lambda: len(cluster.nthreads()) == 2)
+
+
+def count_under_way(dask_worker: Any) -> int:
+    """How many calls a worker is carrying out."""
+    return int(dask_worker.state.executing_count)
+
+
+def wait_until(true: Callable[[], bool], patience: float = 30.0) -> bool:
+    """Whether something becomes true before patience ends."""
+    deadline = time.monotonic() + patience
+    while not true():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
