@@ -14,6 +14,8 @@ from tests.test_card import fake_results
 from tests.test_png import decode
 from xmerge.distances import (
     BOUNDS,
+    COSINE_BOUNDS,
+    COSINES,
     DISTANCES,
     MOST_ROWS,
     PICTURE_NAME,
@@ -112,3 +114,32 @@ def test_of_many_components_those_are_drawn_that_something_was_done_to(changed):
     assert len(rows) <= MOST_ROWS
     assert rows == [name for name in cells if len(cells) <= MOST_ROWS or changed[name]][:MOST_ROWS]
     decode(draw_one(cells))
+
+
+def test_the_cosine_of_a_place_is_that_of_the_donor_least_like_the_base(models):
+    """Of several tensors and donors in one place the smallest cosine counts, and what was not compared has none."""
+    _, plan = make_plan(models, RECIPE)
+    results = fake_results(plan)
+    index, tensor = next(
+        (index, tensor) for index, layer in enumerate(plan.layers) for tensor in layer.tensors if not tensor.is_copied
+    )
+    outcomes = tuple(
+        outcome.model_copy(update={"donor_cosines": (0.8, -0.2)} if outcome.name == tensor.name else {})
+        for outcome in results[index].tensors
+    )
+    results[index] = results[index].model_copy(update={"tensors": outcomes})
+    cells = list_cells(plan, results)
+    known = {(name, place): cell.cosine for name, row in cells.items() for place, cell in row.items() if cell.cosine}
+    assert known[tensor.component, index] == -0.2
+
+
+@settings(max_examples=10)
+@given(st.floats(-1, 1))
+def test_the_less_alike_the_darker(cosine):
+    """Smaller cosines never have a lighter shade, each bound begins a new one, and no cosine is a colour of its own."""
+    place = len([bound for bound in COSINE_BOUNDS if bound <= cosine])
+    shades = [COSINES.choose(Cell(None, True, value)) for value in (*reversed(COSINE_BOUNDS), -1.0)]
+    assert shades == sorted(set(shades))
+    assert COSINES.choose(Cell(None, True, cosine)) == shades[len(COSINE_BOUNDS) - place]
+    assert COSINES.choose(Cell(None, changed=True)) not in shades
+    assert {colour for colour, _ in COSINES.legend} == {*shades, COSINES.choose(Cell(None, changed=True))}

@@ -45,6 +45,7 @@ def test_what_is_filled_comes_back(width, height, rectangles):
     palette, pixels = decode(canvas.encode())
     assert palette == PALETTE
     assert pixels == expected
+    assert decode(canvas.encode(compress=True)) == (palette, pixels)
 
 
 @given(st.text(max_size=12))
