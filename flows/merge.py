@@ -82,7 +82,7 @@ def merge_models(
         out: The folder to make. It appears whole or not at all; run the same again to resume.
         base: The model whose architecture the output has: a folder, or org/name[@revision] on the Hub.
         donors: The other models, named in the same way.
-        method: How the models are combined; `xmerge methods NAME` says what each does.
+        method: How the models are combined; the command "xmerge methods NAME" says what each does.
         parameters: Of the method, such as {"t": 0.3} for slerp or {"weight": 0.5, "density": 0.6} for ties.
             One that differs between models: {"weight": {"org/donor": 0.7, "org/other": 0.3}}.
         settings: Other keys of a recipe, such as {"on_mismatch": "base", "layer_map": "proportional"}.
