@@ -17,6 +17,7 @@ from typing import Any
 
 import dask
 import pytest
+import ray
 from distributed import Client, LocalCluster
 from prefect.exceptions import CancelledRun
 
@@ -24,6 +25,7 @@ from tests.flows import unhurried_workers
 from tests.flows.history import last_run
 from tests.flows.tiny import LAYERS, Bench, digest
 from tests.flows.unhurried_workers import DEADLY, ENDLESS, SECONDS_A_UNIT
+from tests.servers.processes import list_descendants
 from xmerge.config import parse_config
 from xmerge.errors import StorageError, WorkerLostError
 from xmerge.interrupt import request_stop
@@ -67,6 +69,17 @@ def workers(dask_cluster) -> Client:
     """The same, when both are there."""
     dask_cluster.wait_for_workers(2, timeout=120)
     return dask_cluster
+
+
+@pytest.fixture(scope="module")
+def ray_workers() -> Iterator[None]:
+    """Two workers of a Ray cluster in this process's care, with unhurried layers; the flow takes them as they are."""
+    from flows.ray_workers import LOCAL, QUIET
+
+    hook = {"worker_process_setup_hook": unhurried_workers.slow_down}
+    ray.init(**LOCAL, **QUIET, num_cpus=2, runtime_env=hook)
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +177,50 @@ def test_a_worker_without_the_storage_is_named(bench: Bench, workers):
     assert str(bench.place) in (caught.value.where or "")
     assert "docs/scaling.md" in (caught.value.remedy or "")
     assert not bench.out.exists()
+
+
+def test_ray_gives_the_layers_of_a_killed_worker_to_another(bench: Bench, ray_workers, expected):
+    """After SIGKILL of a worker that merges a layer, the run goes on to the bytes of the plain loop."""
+    killed = list[int]()
+
+    def kill() -> None:
+        assert wait_until(lambda: bool(list_ray_workers()))
+        killed.append(list_ray_workers()[0])
+        os.kill(killed[0], signal.SIGKILL)
+
+    with when_done(2, kill):
+        bench.merge(task_runner="ray")
+    assert killed[0] not in list_ray_workers()
+    assert last_run(TASKS).layer_states == {"Completed": UNITS}
+    assert digest(bench.out) == expected
+
+
+def test_a_stop_reaches_the_workers_of_ray(bench: Bench, ray_workers, expected):
+    """What they have under way ends soon, and the same call resumes."""
+
+    def stop_soon() -> None:
+        (bench.store / ENDLESS).touch()
+        threading.Timer(5 * SECONDS_A_UNIT, request_stop).start()
+
+    with when_done(2, stop_soon), pytest.raises(CancelledRun):
+        bench.merge(store=str(bench.store), task_runner="ray")
+    assert wait_until(lambda: not list_ray_workers())
+    (bench.store / ENDLESS).unlink()
+    assert bench.merge(store=str(bench.store), task_runner="ray")["reused"] >= 2
+    assert digest(bench.out) == expected
+
+
+def list_ray_workers() -> list[int]:
+    """The processes of this one's cluster that merge a layer; Ray names a process after what it does."""
+    return [pid for pid in list_descendants(os.getpid()) if b"ray::merge_unit" in read_command(pid)]
+
+
+def read_command(pid: int) -> bytes:
+    """The command line of a process; empty if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 @contextmanager
