@@ -40,8 +40,9 @@ from xmerge.planning.downloads import FetchMode
 from xmerge.stages import Stage, foresee_needed, open_stage, sweep_stages
 from xmerge.work import open_work_folder
 
-THREADS: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=64)
-"""Wide enough for any `workers`: how many layers are in work at once is decided for each run, in flows.pacing."""
+THREADS: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=512)
+"""Wide enough for any `workers`, and for a cluster, for whose workers threads here wait: how many layers are in work
+at once is decided for each run, in flows.pacing."""
 
 DEVICES = ["auto", "cpu", "cuda", *(f"cuda:{number}" for number in range(8))]
 """What Prefect's form offers as a menu; the library decides what is a device."""
