@@ -6,7 +6,6 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 import pytest
@@ -17,14 +16,16 @@ from flows.settings import apply_settings
 apply_settings()
 
 from playwright.sync_api import Browser, Page, sync_playwright  # noqa: E402
+from prefect.client.orchestration import get_client  # noqa: E402
+from prefect.client.schemas.actions import WorkPoolCreate  # noqa: E402
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings  # noqa: E402
 
 from flows.catalogue import FLOWS  # noqa: E402
+from tests.browser.models import write_models  # noqa: E402
 from tests.browser.pages import Pages  # noqa: E402
-from tests.servers.runs import POOL, deploy, make_pool  # noqa: E402
+from tests.servers.runs import deploy  # noqa: E402
 from tests.servers.server import Server  # noqa: E402
 from tests.servers.worker import Worker  # noqa: E402
-from tests.tiny_models import write_tiny_model  # noqa: E402
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = [
@@ -38,26 +39,16 @@ FLAGS = [
     # What is not on this machine does not exist: the pages must do without.
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 ]
+POOL = "xmerge"
 SHOTS = "XMERGE_SCREENSHOTS"
 """The environment variable that names a folder for pictures of the pages; without it none are taken."""
-SIZES: dict[str, Any] = {
-    "hidden_size": 640,
-    "num_attention_heads": 10,
-    "num_key_value_heads": 2,
-    "head_dim": 64,
-    "intermediate_size": 1920,
-    "num_hidden_layers": 16,
-    "vocab_size": 512,
-}
-"""Of both models: layers enough to watch, and large enough that della takes a while for each."""
 
 
 @pytest.fixture(scope="session")
 def place(tmp_path_factory) -> Iterator[Path]:
     """A folder with two models; where pictures are taken, one whose name may be seen."""
     folder = Path("/srv/models") if SHOTS in os.environ else Path(tmp_path_factory.mktemp("models"))
-    for seed, (family, name) in enumerate((("llama", "llama-3.2-1b"), ("qwen3", "qwen3-0.6b"))):
-        write_tiny_model(family, folder / name, seed=seed, **SIZES)
+    write_models(folder)
     yield folder
     if SHOTS in os.environ:
         shutil.rmtree(folder)
@@ -83,7 +74,8 @@ def server(browser, tmp_path_factory) -> Iterator[Server]:
     try:
         server.start()
         with temporary_settings(updates={PREFECT_API_URL: server.url, PREFECT_HOME: home}):
-            make_pool()
+            with get_client(sync_client=True) as client:
+                client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
             yield server
     finally:
         server.kill()
@@ -103,7 +95,7 @@ def worker(server, tmp_path_factory) -> Iterator[Worker]:
 @pytest.fixture(scope="session")
 def deployment(worker) -> UUID:
     """The flow, startable from its form."""
-    return deploy(FLOWS["merge"].replace(":", "."), "merge")
+    return deploy(FLOWS["merge"].replace(":", "."), "merge", POOL)
 
 
 @pytest.fixture(scope="session")

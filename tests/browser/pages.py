@@ -42,12 +42,18 @@ class Pages:
 
     def write_json(self, name: str, text: str) -> None:
         """Fill in a field of JSON."""
-        self.field(name, "*[contains(@class, 'cm-content')]").fill(text)
+        editor = self.field(name, "*[contains(@class, 'cm-content')]")
+        editor.click()
+        self.page.keyboard.press("Control+A")
+        # At one blow: typed, the editor closes every bracket by itself.
+        self.page.keyboard.insert_text(text)
+        expect(editor).to_have_text(text)
 
     def choose(self, name: str, old: str, new: str) -> None:
         """Take another item of a menu."""
         self.field(name, f"button[contains(., '{old}')]").click()
         self.page.get_by_role("option", name=new, exact=True).click()
+        self.field(name, f"button[contains(., '{new}')]").wait_for()
 
     def switch(self, name: str) -> None:
         """Turn a switch on or off."""
@@ -57,6 +63,7 @@ class Pages:
         """Send the form; the run that it makes."""
         with self.page.expect_response(lambda response: response.url.endswith("/create_flow_run")) as answer:
             self.page.get_by_role("button", name="Submit").click()
+        assert answer.value.ok, answer.value.text()
         return UUID(answer.value.json()["id"])
 
     def open_run(self, run: UUID) -> list[dict[str, Any]]:
@@ -95,5 +102,6 @@ class Pages:
         self.page.set_viewport_size({"width": 1280, "height": height})
         # The graph finds its size again a little later, and is drawn in the end by an animation.
         self.page.wait_for_timeout(1500)
+        self.page.evaluate("window.scrollTo(0, 0)")
         self.page.screenshot(path=f"{self.shots}/{name}.png")
         self.page.set_viewport_size({"width": 1280, "height": 900})
