@@ -15,9 +15,11 @@ apply_settings()
 
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings  # noqa: E402
 
+from deployments.prepare import POOLS  # noqa: E402
+from tests.deployments.preparing import run_prepare  # noqa: E402
 from tests.flows.tiny import Bench, digest, write_llama  # noqa: E402
 from tests.servers.postgres import MISSING, find_programs, running_postgres  # noqa: E402
-from tests.servers.runs import POOL, UNHURRIED, deploy, make_pool  # noqa: E402
+from tests.servers.runs import UNHURRIED, deploy  # noqa: E402
 from tests.servers.server import Server  # noqa: E402
 from tests.servers.worker import Worker  # noqa: E402
 from xmerge.config import parse_config  # noqa: E402
@@ -43,13 +45,13 @@ def database() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def server(database, tmp_path_factory) -> Iterator[Server]:
-    """A server on PostgreSQL, which this process talks to; a test that kills it starts it again."""
+    """A server on PostgreSQL, prepared, which this process talks to; a test that kills it starts it again."""
     home = Path(tmp_path_factory.mktemp("server"))
     server = Server(home, database, SERVER_SETTINGS)
     try:
         server.start()
         with temporary_settings(updates={PREFECT_API_URL: server.url, PREFECT_HOME: home}):
-            make_pool()
+            run_prepare(server.url)
             yield server
     finally:
         server.kill()
@@ -58,7 +60,7 @@ def server(database, tmp_path_factory) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def worker(server, tmp_path_factory) -> Iterator[Worker]:
     """A worker of the pool; a test that kills it starts it again."""
-    worker = Worker(Path(tmp_path_factory.mktemp("worker")), server.url, POOL)
+    worker = Worker(Path(tmp_path_factory.mktemp("worker")), server.url, POOLS["process"].name)
     worker.start()
     try:
         yield worker
@@ -78,7 +80,7 @@ def models(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def unhurried(server) -> UUID:
     """A deployment of the flow, with layers that take half a second each."""
-    return deploy(UNHURRIED, "unhurried")
+    return deploy(UNHURRIED, "unhurried", POOLS["process"].name)
 
 
 @pytest.fixture(scope="session")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate
 from prefect.client.schemas.filters import (
     ArtifactFilter,
     ArtifactFilterFlowRunId,
@@ -20,6 +21,7 @@ from prefect.client.schemas.filters import (
     LogFilterFlowRunId,
 )
 from prefect.client.schemas.objects import Artifact, FlowRun, Log, TaskRun
+from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
@@ -41,14 +43,14 @@ def make_pool() -> None:
         client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
 
 
-def deploy(entrypoint: str, name: str, **options: Any) -> UUID:
+def deploy(entrypoint: str, name: str, pool: str = POOL, **options: Any) -> UUID:
     """Make a flow startable through the API."""
     flow: Flow[..., Any] = load_flow_from_entrypoint(entrypoint)
     with get_client(sync_client=True) as client:
         return client.create_deployment(
             flow_id=client.create_flow(flow),
             name=name,
-            work_pool_name=POOL,
+            work_pool_name=pool,
             entrypoint=entrypoint,
             parameter_openapi_schema=parameter_schema(flow).model_dump_for_openapi(),
             enforce_parameter_schema=True,
@@ -62,16 +64,27 @@ def start_run(deployment: UUID, **parameters: Any) -> UUID:
         return client.create_flow_run_from_deployment(deployment, parameters=parameters).id
 
 
-def next_runs(deployment: UUID, count: int) -> list[UUID]:
-    """The runs that a deployment's schedule has planned, the earliest first."""
-    wait_until(lambda: len(_read_planned(deployment)) >= count, "the schedule has planned runs")
-    return [run.id for run in _read_planned(deployment)[:count]]
+def find_deployment(name: str) -> UUID:
+    """The deployment of a name `flow/deployment`."""
+    with get_client(sync_client=True) as client:
+        return client.read_deployment_by_name(name).id
 
 
-def _read_planned(deployment: UUID) -> list[FlowRun]:
+def add_schedule(deployment: UUID, every: timedelta, **parameters: Any) -> None:
+    """Have a deployment run at intervals, from the next second on."""
+    schedule = IntervalSchedule(interval=every, anchor_date=datetime.now(UTC) + timedelta(seconds=1))
+    with get_client(sync_client=True) as client:
+        client.create_deployment_schedules(
+            deployment, [DeploymentScheduleCreate(schedule=schedule, parameters=parameters)]
+        )
+
+
+def list_completed(deployment: UUID) -> list[FlowRun]:
+    """The completed runs of a deployment, the first one first."""
     mine = DeploymentFilter(id=DeploymentFilterId(any_=[deployment]))
     with get_client(sync_client=True) as client:
-        return client.read_flow_runs(deployment_filter=mine, sort=FlowRunSort.EXPECTED_START_TIME_ASC)
+        found = client.read_flow_runs(deployment_filter=mine, sort=FlowRunSort.START_TIME_ASC)
+    return [run for run in found if run.state_name == "Completed"]
 
 
 def remove(deployment: UUID) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import pytest
-from prefect.client.schemas.actions import DeploymentScheduleCreate
-from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.exceptions import PrefectHTTPStatusError
 
+from deployments.prepare import POOLS
 from tests.flows.tiny import Bench, digest
 from tests.servers.command import Command
 from tests.servers.holding import holding
@@ -16,10 +15,12 @@ from tests.servers.processes import wait_until
 from tests.servers.runs import (
     TASKS,
     UNHURRIED,
+    add_schedule,
     deploy,
+    find_deployment,
     has_ended,
+    list_completed,
     list_states,
-    next_runs,
     read_artifacts,
     read_complaints,
     read_tasks,
@@ -66,25 +67,21 @@ def test_two_commands_at_once_complete(bench: Bench, server, wanted):
 
 def test_a_schedule_merges_once_and_then_finds_nothing_new_in_seconds(bench: Bench):
     """The first run of an interval makes the output; the next one ends as a no-op, in less than ten seconds."""
-    every = IntervalSchedule(interval=timedelta(seconds=10), anchor_date=datetime.now(UTC) + timedelta(seconds=1))
-    watch = deploy(
-        "flows.watch.watch_sources",
-        "scheduled",
-        schedules=[DeploymentScheduleCreate(schedule=every)],
-        parameters={"recipe": bench.recipe(), "out": str(bench.out), "trial": False},
-    )
-    first, second = wait_for_end(*next_runs(watch, 2))
+    watch = find_deployment("watch_sources/watch")
+    add_schedule(watch, timedelta(seconds=5), recipe=bench.recipe(), out=str(bench.out), trial=False)
+    wait_until(lambda: len(list_completed(watch)) >= 2, "two runs of the schedule have completed")
+    first, second = list_completed(watch)[:2]
     remove(watch)
     assert tell(first).endswith("it has not been merged before")
     assert tell(second).startswith("nothing new")
     assert (bench.out / "latest" / "provenance.json").is_file()
-    assert second.start_time is not None and second.end_time is not None and second.expected_start_time is not None
+    assert second.start_time is not None and second.end_time is not None
     assert second.end_time - second.start_time < timedelta(seconds=10)
 
 
 def test_a_run_beyond_the_limit_of_its_deployment_waits_its_turn(bench: Bench, server):
     """With a limit of one, the second run is seen to wait for a slot, and begins when the first has ended."""
-    limited = deploy(UNHURRIED, "limited", concurrency_limit=1)
+    limited = deploy(UNHURRIED, "limited", POOLS["process"].name, concurrency_limit=1)
     places = [bench.place / name for name in ("one", "two")]
     with holding(bench):
         runs = [start_run(limited, recipe=bench.recipe(), out=str(out), trial=False) for out in places]
@@ -101,34 +98,38 @@ def test_a_recipe_of_many_that_fails_is_told_and_the_others_are_merged(bench: Be
     recipes.mkdir()
     for name, text in {"bad": bench.recipe().replace("slerp", "slrp"), "good": bench.recipe()}.items():
         (recipes / f"{name}.yml").write_text(text, encoding="utf-8")
-    many = deploy("flows.many.merge_many", "many")
+    many = find_deployment("merge_many/merge-many")
     (run,) = wait_for_end(start_run(many, recipes=[str(recipes)], out=str(bench.out), trial=False))
     assert (run.state_name, tell(run)) == ("Failed", "1 of 2 recipes are merged; failed: bad.yml")
     assert (bench.out / "good" / "provenance.json").is_file()
-    (summary,) = read_artifacts(run.id, "xmerge-summary")
+    (summary,) = read_artifacts(run.id, "xmerge-summary-out")
     assert "did you mean 'slerp'?" in str(summary.data)
 
 
 @pytest.mark.parametrize(
     ("parameters", "told"),
     [
-        ({"recipe": 5, "out": "out"}, "recipe"),
-        ({"recipe": "recipe.yml"}, "out"),
-        ({"recipe": "recipe.yml", "out": "out", "workers": 0}, "workers"),
-        ({"recipe": "recipe.yml", "out": "out", "fetch": "some"}, "fetch"),
+        ({"recipe": 5, "out": "out"}, "for field 'recipe'. Failure reason: 5 is not of type 'string'"),
+        ({"recipe": "recipe.yml"}, "'out' is a required property"),
+        ({"recipe": "recipe.yml", "out": "out", "workers": 0}, "for field 'workers'. Failure reason: 0 is less than"),
+        (
+            {"recipe": "recipe.yml", "out": "out", "fetch": "some"},
+            "for field 'fetch'. Failure reason: 'some' is not one of",
+        ),
     ],
 )
-def test_bad_parameters_are_refused_by_name(unhurried, parameters, told):
+def test_bad_parameters_are_refused_by_name(server, parameters, told):
     """The API makes no run of what the form would not have sent, and says which field is wrong."""
     with pytest.raises(PrefectHTTPStatusError) as refused:
-        start_run(unhurried, **parameters)
-    assert refused.value.response.status_code in (409, 422)
+        start_run(find_deployment("merge_models/merge"), **parameters)
+    assert refused.value.response.status_code == 409
     assert told in refused.value.response.text
 
 
-def test_a_worker_without_the_storage_fails_its_run_with_the_path_and_what_to_do(bench: Bench, unhurried):
+def test_a_worker_without_the_storage_fails_its_run_with_the_path_and_what_to_do(bench: Bench):
     """The state's message is the library's error of exit code 6, whole."""
-    (run,) = wait_for_end(start_run(unhurried, recipe=bench.recipe(), out="/proc/shared/out", trial=False))
+    merge = find_deployment("merge_models/merge")
+    (run,) = wait_for_end(start_run(merge, recipe=bench.recipe(), out="/proc/shared/out", trial=False))
     assert run.state_name == "Failed"
     assert "StorageError: the work folder /proc/shared/.out.xmerge cannot be made" in tell(run)
     assert "make sure that this machine has the storage of that path mounted" in tell(run)
