@@ -114,7 +114,7 @@ def test_a_recipe_of_many_that_fails_is_told_and_the_others_are_merged(bench: Be
         ({"recipe": "recipe.yml", "out": "out", "workers": 0}, "for field 'workers'. Failure reason: 0 is less than"),
         (
             {"recipe": "recipe.yml", "out": "out", "fetch": "some"},
-            "for field 'fetch'. Failure reason: 'some' is not one of",
+            "for field 'fetch'. Failure reason: 'some' is not one",
         ),
     ],
 )
