@@ -11,6 +11,7 @@ from playwright.sync_api import Locator, Page, expect
 
 MILLISECONDS = 30_000.0
 """How long a page may take to show something."""
+TRIES, SERVICE_UNAVAILABLE = 5, 503
 
 
 @dataclass
@@ -60,9 +61,12 @@ class Pages:
         self.field(name, "*[@role='switch']").click()
 
     def submit(self) -> UUID:
-        """Send the form; the run that it makes."""
-        with self.page.expect_response(lambda response: response.url.endswith("/create_flow_run")) as answer:
-            self.page.get_by_role("button", name="Submit").click()
+        """Send the form, again if the server's database is busy; the run that it makes."""
+        for _ in range(TRIES):
+            with self.page.expect_response(lambda response: response.url.endswith("/create_flow_run")) as answer:
+                self.page.get_by_role("button", name="Submit").click()
+            if answer.value.status != SERVICE_UNAVAILABLE:
+                break
         assert answer.value.ok, answer.value.text()
         return UUID(answer.value.json()["id"])
 

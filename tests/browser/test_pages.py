@@ -56,7 +56,7 @@ def test_the_page_of_a_run_shows_its_steps(pages: Pages, finished: UUID):
     assert all(any(name.startswith(step) for name in names) for step in steps)
     assert {f"merge layer {layer}" for layer in range(LAYERS)} <= set(names)
     pages.sees("Completed")
-    pages.shoot("flow-run", height=640)
+    pages.shoot("flow-run", height=512)
     pages.open_tab("Task Runs")
     pages.sees("publish_merge")
 
@@ -77,7 +77,7 @@ def test_the_artifacts_of_a_run_are_shown(pages: Pages, finished: UUID):
     pages.open_run(finished)
     pages.open_artifact("xmerge-validation-llama-qwen3")
     pages.sees("The output is valid")
-    pages.shoot("validation")
+    pages.shoot("validation", height=620)
 
 
 def test_a_form_that_is_filled_in_wrongly_says_so(pages: Pages, deployment: UUID, place: Path):
@@ -99,7 +99,7 @@ def test_a_form_that_is_filled_in_wrongly_says_so(pages: Pages, deployment: UUID
     pages.sees("ConfigError: nearswap has no parameter 'tt'; did you mean 't'?")
     pages.sees("at: the form: parameters.tt")
     assert "Traceback" not in pages.page.inner_text("body")
-    pages.shoot("mistake")
+    pages.shoot("mistake", height=800)
 
 
 def test_a_run_is_cancelled_and_resumed(pages: Pages, deployment: UUID, place: Path):
@@ -114,7 +114,7 @@ def test_a_run_is_cancelled_and_resumed(pages: Pages, deployment: UUID, place: P
     assert time.monotonic() - began < SECONDS_TO_CANCEL
     pages.open_run(run)
     pages.sees("Cancelled")
-    pages.shoot("cancelled", height=560)
+    pages.shoot("cancelled", height=512)
     assert not out.exists()
     kept = count_layers(run)["Completed"]
     assert 3 <= kept < LAYERS
@@ -125,7 +125,7 @@ def test_a_run_is_cancelled_and_resumed(pages: Pages, deployment: UUID, place: P
     assert out.exists()
     pages.open_run(run)
     pages.sees("Completed")
-    pages.shoot("resumed", height=560)
+    pages.shoot("resumed", height=512)
 
 
 def test_a_crashed_run_is_run_again(pages: Pages, deployment: UUID, place: Path, worker: Worker):
