@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import Any
 
+from click.testing import CliRunner, Result
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.responses import DeploymentResponse
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from tests.servers.processes import ROOT, clean_environment
+from deployments.prepare import main
 
 
-def prepare(url: str, *options: str) -> subprocess.CompletedProcess[str]:
-    """Run the command against a server."""
-    return subprocess.run(
-        [sys.executable, "-m", "deployments.prepare", *options],
-        cwd=ROOT,
-        env=clean_environment() | {"PREFECT_API_URL": url, "DO_NOT_TRACK": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def prepare(url: str, *options: str) -> Result:
+    """Give the command to a server."""
+    with temporary_settings(updates={PREFECT_API_URL: url}):
+        return CliRunner().invoke(main, options)
 
 
 def run_prepare(url: str, *options: str) -> list[str]:
     """What the command says when it succeeds."""
     ran = prepare(url, *options)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert ran.exit_code == 0, ran.output
     return ran.stdout.splitlines()
 
 

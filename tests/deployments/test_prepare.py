@@ -2,21 +2,23 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import timedelta
 from uuid import UUID
 
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate
 from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.events import emit_event
-from prefect.states import Running
+from prefect.states import Crashed, Running
 
 from flows.zombies import end_zombies
 from tests.deployments.preparing import list_deployments, prepare, run_prepare, take_stock
 from tests.flows.tiny import LAYERS, Bench
 from tests.servers.processes import ROOT, clean_environment, wait_until
-from tests.servers.runs import UNHURRIED, deploy, make_pool, read_run, start_run, tell, wait_for_end
+from tests.servers.runs import UNHURRIED, deploy, has_ended, make_pool, read_run, start_run, tell, wait_for_end
 from tests.servers.server import Server
 from tests.servers.worker import Worker
 
@@ -61,13 +63,18 @@ def test_what_differs_from_the_file_is_put_right_and_schedules_are_left(server: 
     with get_client(sync_client=True) as client:
         (nightly,) = watch.schedules
         client.update_deployment_schedule(watch.id, nightly.id, active=True)
-        client.request("PATCH", "/deployments/{id}", path_params={"id": watch.id}, json={"tags": ["mine"]})
+        late = DeploymentScheduleCreate(schedule=CronSchedule(cron="0 5 * * *"), active=False)
+        client.create_deployment_schedules(watch.id, [late])
+        client.update_deployment(watch.id, DeploymentUpdate(tags=["mine"], concurrency_limit=None))
     assert "deployment watch_sources/watch: changed" in run_prepare(server.url)
     after = list_deployments()["watch"]
     assert after.tags == ["xmerge"]
-    assert [(each.slug, each.active) for each in after.schedules] == [("nightly", True)]
+    assert after.global_concurrency_limit is not None and after.global_concurrency_limit.limit == 1
+    schedules = {each.slug: each for each in after.schedules}
+    assert {slug: each.active for slug, each in schedules.items()} == {"nightly": True, None: False}
     with get_client(sync_client=True) as client:
-        client.update_deployment_schedule(after.id, after.schedules[0].id, active=False)
+        client.update_deployment_schedule(after.id, schedules["nightly"].id, active=False)
+        client.delete_deployment_schedule(after.id, schedules[None].id)
 
 
 def test_deployments_have_their_forms_schedules_and_limits(prepared):
@@ -97,25 +104,55 @@ def test_a_worker_merges_and_a_watch_finds_nothing_new(bench: Bench, worker, pre
     assert tell(again).startswith("nothing new: latest is ")
 
 
-def test_a_run_that_is_killed_with_its_worker_has_crashed(bench: Bench, server: Server, tmp_path):
-    """When its heartbeats stay away, a run of ours ends as crashed and says what to do; another flow's does not."""
+@pytest.fixture(scope="module")
+def unhurried(server: Server) -> UUID:
+    """A deployment of the flow with layers that take half a second each, in a pool of its own."""
     make_pool()
-    unhurried = deploy(UNHURRIED, "unhurried")
+    return deploy(UNHURRIED, "unhurried")
+
+
+@pytest.fixture
+def doomed(server: Server, unhurried, tmp_path) -> Iterator[Worker]:
+    """A worker of that pool, which a test may kill."""
     worker = Worker(tmp_path, server.url, "xmerge-tests")
+    worker.start()
+    try:
+        yield worker
+    finally:
+        worker.kill()
+
+
+def start_and_wait_for_a_layer(deployment: UUID, bench: Bench) -> UUID:
+    """A run that is half-way through its layers."""
+    run = start_run(deployment, recipe=bench.recipe(), out=str(bench.out), trial=False)
+    wait_until(lambda: list(bench.place.glob(".out.xmerge/store/*/*.json")), "a layer is in the store")
+    return run
+
+
+def test_a_run_that_is_killed_with_its_worker_has_crashed(bench: Bench, doomed: Worker, unhurried: UUID):
+    """When its heartbeats stay away, a run of ours ends as crashed and says what to do; another flow's does not."""
     with get_client(sync_client=True) as client:
         assert end_zombies(client, timedelta(seconds=10)) in {"made", "changed"}
-        worker.start()
-        run = start_run(unhurried, recipe=bench.recipe(), out=str(bench.out), trial=False)
-        wait_until(lambda: read_run(run).state_type == StateType.RUNNING, "the run has begun")
-        other = begin_run_of_another_flow()
-        worker.kill()
-        wait_until(lambda: read_run(run).state_type == StateType.CRASHED, "the killed run is shown as crashed", 40)
+        run, other = start_and_wait_for_a_layer(unhurried, bench), begin_run_of_another_flow()
+        doomed.kill()
+        wait_until(lambda: has_ended(run), "the killed run has ended")
+        assert read_run(run).state_type == StateType.CRASHED
         assert tell(read_run(run)) == (
             "No heartbeat for 10 s: its process or its machine is gone. Run it again to resume."
         )
         assert read_run(other).state_type == StateType.RUNNING
         assert end_zombies(client) == "changed"
         assert end_zombies(client) == "there"
+
+
+def test_a_run_that_was_taken_for_dead_ends_as_what_it_is(bench: Bench, doomed: Worker, unhurried: UUID):
+    """A run whose heartbeats did not get through, as while a server is away, goes on and is shown as completed."""
+    run = start_and_wait_for_a_layer(unhurried, bench)
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(run, Crashed(message="No heartbeat"))
+    assert read_run(run).state_type == StateType.CRASHED
+    wait_until(lambda: read_run(run).state_type == StateType.COMPLETED, "the run has completed")
+    assert (bench.out / "provenance.json").is_file()
 
 
 def begin_run_of_another_flow() -> UUID:
@@ -141,7 +178,7 @@ def begin_run_of_another_flow() -> UUID:
 def test_a_server_that_is_not_there_is_an_error_that_names_it():
     """A wrong address ends with exit 2, after the time that was given for waiting, and says what to look at."""
     ran = prepare("http://127.0.0.1:9/api", "--wait", "1")
-    assert ran.returncode == 2
+    assert ran.exit_code == 2
     assert ran.stderr == (
         "PlanError: the Prefect server at http://127.0.0.1:9/api cannot be used.\n"
         "  at: PREFECT_API_URL\n"
@@ -151,15 +188,27 @@ def test_a_server_that_is_not_there_is_an_error_that_names_it():
     )
 
 
-def test_no_address_is_an_error_that_says_what_to_set():
-    """Without a server's address the command ends with exit 2, and starts none of its own."""
-    ran = prepare("")
-    assert ran.returncode == 2
-    assert "no Prefect server is named.\n  at: PREFECT_API_URL\n" in ran.stderr
-
-
 def test_an_address_of_something_else_is_not_waited_for(server: Server):
     """A server that answers without being Prefect's API is refused at once."""
-    ran = prepare(server.url.removesuffix("/api"), "--wait", "60")
-    assert ran.returncode == 2
+    ran = prepare(server.url.removesuffix("/api"), "--wait", "600")
+    assert ran.exit_code == 2
     assert "404" in ran.stderr
+
+
+def test_no_address_is_an_error_that_says_what_to_set(tmp_path):
+    """Without a server's address the command ends with exit 2, and starts none of its own."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "deployments.prepare"],
+        cwd=ROOT,
+        env=clean_environment() | {"PREFECT_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 2
+    assert ran.stderr == (
+        "ConfigError: no Prefect server is named.\n"
+        "  at: PREFECT_API_URL\n"
+        "  do: start one with 'prefect server start' and set PREFECT_API_URL to its address, "
+        "such as http://127.0.0.1:4200/api.\n"
+    )
