@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -115,11 +116,13 @@ class EmbeddedServer:
 
     def _explain(self) -> PlanError:
         ended = not _is_held(self._folder / SERVER)
-        last_words = (self._folder / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+        said = (self._folder / LOG).read_text(encoding="utf-8", errors="replace")
+        # A traceback ends in the reason; what follows it says only that the server has ended.
+        reasons = re.findall(r"^[\w.]+(?:Error|Exception): .+", said, re.MULTILINE) or said.strip().splitlines()
         return PlanError(
             "the embedded Prefect server has ended." if ended else "the embedded Prefect server is late.",
             where=str(self._folder / LOG),
-            why=last_words[0] if last_words else None,
+            why=reasons[-1] if reasons else None,
             remedy="merge without Prefect with --direct, or start a server with 'prefect server start' "
             "and set PREFECT_API_URL to its address.",
         )

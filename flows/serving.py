@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from prefect.runner import Runner
 
 SECONDS_TO_STOP = 20.0
+RETRIES = "8"
+"""Pauses of 2, 4 ... 256 s: nobody waits for a run of a deployment, so it may outlast a server that is away."""
 
 
 def serve_flows(port: int, limit: int, tell: Callable[[dict[str, Any]], None], reporter: Reporter) -> None:
@@ -38,6 +40,7 @@ def serve_flows(port: int, limit: int, tell: Callable[[dict[str, Any]], None], r
         PlanError: The configured server cannot be reached, or a new one does not start.
     """
     apply_settings(quiet=False)
+    os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", RETRIES)
     _let_children_find_flows()
     from flows.api import open_api
     from flows.leftovers import settle_dead_runs

@@ -1,0 +1,64 @@
+"""`xmerge` as a process of its own, with a Prefect home of its own, and layers that take their time."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.servers.processes import ROOT, clean_environment, kill_all, spawn, wait_until
+
+SECONDS_TO_END = 120.0
+UNHURRIED_RUNS = """\
+import os
+import sys
+
+if "PREFECT__FLOW_RUN_ID" in os.environ:
+    sys.path.append({root!r})
+    import tests.servers.unhurried
+"""
+
+
+class Call:
+    """One call of the command, under way."""
+
+    def __init__(self, home: Path, log: Path, *words: object, api_url: str = "") -> None:
+        self.log = log
+        environment = {**clean_environment(), "PREFECT_HOME": str(home), "PYTHONPATH": str(write_site(home))}
+        if api_url:
+            environment["PREFECT_API_URL"] = api_url
+        command = [sys.executable, "-m", "tests.servers.unhurried", *map(str, words)]
+        self.process: subprocess.Popen[bytes] = spawn(command, log, environment)
+
+    def read(self) -> list[str]:
+        """What it has said so far."""
+        return self.log.read_text(encoding="utf-8").splitlines()
+
+    def wait_for_json(self) -> dict[str, Any]:
+        """The line for machines, as soon as it is there."""
+        wait_until(lambda: any(line.startswith("{") for line in self.read()), f"{self.log} has a line of JSON")
+        return dict(json.loads(next(line for line in self.read() if line.startswith("{"))))
+
+    def end(self) -> int:
+        """Its exit code after a Ctrl-C."""
+        self.process.send_signal(signal.SIGINT)
+        return self.wait()
+
+    def wait(self) -> int:
+        """Its exit code."""
+        return self.process.wait(SECONDS_TO_END)
+
+    def kill(self) -> None:
+        """SIGKILL, for what it has started too."""
+        kill_all(self.process)
+
+
+def write_site(home: Path) -> Path:
+    """A folder that makes the layers of every flow run under this home take their time."""
+    site = home.parent / "site"
+    site.mkdir(exist_ok=True)
+    (site / "sitecustomize.py").write_text(UNHURRIED_RUNS.format(root=str(ROOT)), encoding="utf-8")
+    return site
