@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -11,6 +13,7 @@ from prefect import flow, tags
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.client.schemas.objects import Artifact
+from prefect.events import emit_event
 
 from tasks.pages.progress import ProgressPage
 from tests.flows.history import last_run
@@ -21,6 +24,7 @@ from xmerge.errors import ConfigError
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("api_url")]
 
+SECONDS_FOR_EVENTS = 30.0
 PAGES = ("plan", "progress", "layers", "distance", "validation", "output")
 
 
@@ -55,13 +59,23 @@ def test_the_models_of_a_merge_materialize_into_its_output(bench: Bench, api_url
     """One event says what the output was made of; a run that finds it finished says nothing of the kind."""
     bench.merge(bench.place / "traced")
     bench.merge(bench.place / "traced")
-    last_run(3)
+    wait_for_events(api_url)
     events = read_events(api_url, "prefect.asset.materialization.succeeded", "xmerge://traced-")
     assert len(events) == 1
     assert events[0]["resource"]["prefect.resource.name"] == "traced"
     made_of = {each["prefect.resource.id"].rpartition("-")[0] for each in events[0]["related"]}
     assert {"xmerge://base", "xmerge://donor"} <= made_of
     assert str(bench.place) not in json.dumps(events)
+
+
+def wait_for_events(api_url: str) -> None:
+    """Return when the server has kept all events of this process, which it takes in their order."""
+    mark = f"xmerge.test.{uuid4()}"
+    emit_event("xmerge.test.mark", resource={"prefect.resource.id": mark})
+    deadline = time.monotonic() + SECONDS_FOR_EVENTS
+    while not read_events(api_url, "xmerge.test.mark", mark):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def read_events(api_url: str, name: str, resource: str) -> list[dict[str, Any]]:
