@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import uuid
 from collections.abc import Callable, Iterator
@@ -9,8 +10,8 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-import dask
-from distributed import Client
+from distributed import Client, Security
+from distributed.comm import connect
 from distributed.scheduler import KilledWorker
 from prefect_dask import DaskTaskRunner
 
@@ -29,7 +30,7 @@ LOCAL: dict[str, Any] = {
     "memory_limit": 0,
     "silence_logs": logging.CRITICAL,
 }
-SECONDS_TO_CONNECT = 10
+SECONDS_TO_CONNECT = 5
 SECONDS_FOR_WORKERS = 30
 GPU = "GPU"
 """The resource that workers with a GPU are started with: `dask worker --resources "GPU=1"`."""
@@ -100,16 +101,25 @@ def open_dask(name: RunnerName, count: int) -> Iterator[DaskWorkers]:
     else:
         runner = DaskTaskRunner(cluster_kwargs=LOCAL | {"n_workers": count})
     told = f"the Dask cluster at {name.address}" if name.address else "the Dask cluster on this machine"
-    with dask.config.set({"distributed.comm.timeouts.connect": SECONDS_TO_CONNECT}), runner:
+    with runner:
         try:
+            if name.address:
+                asyncio.run(asyncio.wait_for(_greet(name.address), SECONDS_TO_CONNECT))
             client = runner.client
         except (OSError, ValueError) as error:
-            raise PlanError(f"{told} does not answer.", why=str(error).splitlines()[0]) from error
+            why = str(error).splitlines()
+            raise PlanError(
+                f"{told} does not answer as Dask does.", why=why[0] if why else None, remedy="look at its log."
+            ) from error
         yield DaskWorkers(client, told)
+
+
+async def _greet(address: str) -> None:
+    """Shake hands with a scheduler; Dask's client waits without end for one that takes the call and says nothing."""
+    comm = await connect(address, **Security().get_connection_args("client"))
+    await comm.close()
 
 
 async def _carry_out_aside(run: str, work: Callable[..., Value], *arguments: Any) -> Told[Value]:
     """Call a function in a thread, because a worker that does not listen is taken for dead."""
-    import asyncio
-
     return await asyncio.to_thread(carry_out, run, work, *arguments)

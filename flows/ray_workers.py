@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 # Read when Ray is imported: it is not to tell anybody that it is used, unless the user says so.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
+import grpc
 import ray
 from prefect_ray import RayTaskRunner
 from ray.exceptions import GetTimeoutError, NodeDiedError, OutOfMemoryError, RayError, WorkerCrashedError
@@ -31,6 +32,7 @@ LOCAL: dict[str, Any] = {
 }
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 DEATHS_ALLOWED = 3
+SECONDS_TO_CONNECT = 5.0
 SECONDS_TO_ANSWER = 60.0
 
 Value = TypeVar("Value")
@@ -44,7 +46,13 @@ class RayWorkers:
         self._under_way = dict[Future[Any], Any]()
 
     def submit(self, work: Callable[..., Value], *arguments: Any, gpu: bool = False) -> Future[Told[Value]]:
-        """Have a worker call a function; another one does, if that worker dies."""
+        """Have a worker call a function; another one does, if that worker dies.
+
+        Raises:
+            PlanError: It needs a GPU, and the cluster has none.
+        """
+        if gpu and not self.count_slots("cuda"):
+            raise PlanError(f"{self.name} has no GPU.", remedy="use --device cpu.")
         call = ray.remote(num_cpus=1, num_gpus=int(gpu), max_retries=DEATHS_ALLOWED)(carry_out)
         reference = call.options(name=work.__name__).remote("", work, *arguments)
         future: Future[Told[Value]] = reference.future()
@@ -101,10 +109,21 @@ def open_ray(name: RunnerName, count: int) -> Iterator[RayWorkers]:
     told = f"the Ray cluster at {name.address}" if name.address else "the Ray cluster on this machine"
     settings = QUIET | ({"address": name.address} if name.address else LOCAL | {"num_cpus": count})
     try:
+        if name.endpoint and "RAY_USE_TLS" not in os.environ:
+            _greet(*name.endpoint)
         runner = RayTaskRunner(init_kwargs=settings).__enter__()
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise PlanError(f"{told} does not answer.", why=str(error).splitlines()[0]) from error
+    except (grpc.FutureTimeoutError, ConnectionError, RuntimeError, ValueError) as error:
+        why = str(error).splitlines()
+        raise PlanError(
+            f"{told} does not answer as Ray does.", why=why[0] if why else None, remedy="look at its log."
+        ) from error
     try:
         yield RayWorkers(told)
     finally:
         runner.__exit__(None, None, None)
+
+
+def _greet(host: str, port: int) -> None:
+    """Open a channel; Ray asks for minutes where somebody takes the call and says nothing."""
+    with grpc.insecure_channel(f"{host}:{port}", options=[("grpc.enable_http_proxy", 0)]) as channel:
+        grpc.channel_ready_future(channel).result(SECONDS_TO_CONNECT)

@@ -80,8 +80,9 @@ def call_on(cluster: Cluster, what: str, work: Callable[..., Value], *arguments:
     try:
         _wait_for(future, cluster)
     except BaseException:
-        future.cancel()
+        # In this order: a cluster stops what it still has the future of.
         cluster.stop()
+        future.cancel()
         raise
     try:
         return future.result()

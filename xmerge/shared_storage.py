@@ -84,7 +84,7 @@ def answer(question: Question) -> str:
 
     Raises:
         StorageError: Something is not there, not the same, or cannot be written.
-        PlanError: This worker has another version of xmerge, no such device, or too little memory.
+        PlanError: This worker has another version of xmerge, or too little memory.
     """
     host, name = socket.gethostname(), f"{socket.gethostname()}.{os.getpid()}"
     if version("xmerge") != question.version:
@@ -97,10 +97,15 @@ def answer(question: Question) -> str:
     for seen in question.sources:
         _compare(seen, host)
     plan = read_plan(question.unit.plan_file, question.unit.fingerprint)
+    _check_memory(plan, question.unit.device)
+    return name
+
+
+def _check_memory(plan: MergePlan, device: str) -> None:
+    """See whether a layer's buffers fit here; whether a GPU is here shows when the cluster gives it to a layer."""
     from xmerge.engine.devices import choose_device
 
-    fit_workers(plan, choose_device(question.unit.device).type, 1)
-    return name
+    fit_workers(plan, "cuda" if device.startswith("cuda") else choose_device(device).type, 1)
 
 
 def _answer_in(folder: Path, token: str, host: str, name: str) -> None:

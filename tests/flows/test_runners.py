@@ -6,19 +6,18 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import dask
 import pytest
-import ray
-from distributed import Client, LocalCluster
 from prefect.exceptions import CancelledRun
 
 from tests.flows import unhurried_workers
@@ -27,9 +26,13 @@ from tests.flows.tiny import LAYERS, Bench, digest
 from tests.flows.unhurried_workers import DEADLY, ENDLESS, SECONDS_A_UNIT
 from tests.servers.processes import list_descendants
 from xmerge.config import parse_config
-from xmerge.errors import StorageError, WorkerLostError
+from xmerge.errors import PlanError, StorageError, WorkerLostError
 from xmerge.interrupt import request_stop
 from xmerge.run import merge
+from xmerge.runners import RunnerName
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 pytestmark = [
     pytest.mark.slow,
@@ -48,6 +51,9 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def dask_cluster() -> Iterator[Client]:
     """Two worker processes with unhurried layers, each started again when it dies."""
+    import dask
+    from distributed import Client, LocalCluster
+
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": DEATHS_ALLOWED}),
         LocalCluster(
@@ -74,6 +80,8 @@ def workers(dask_cluster) -> Client:
 @pytest.fixture(scope="module")
 def ray_workers() -> Iterator[None]:
     """Two workers of a Ray cluster in this process's care, with unhurried layers; the flow takes them as they are."""
+    import ray
+
     from flows.ray_workers import LOCAL, QUIET
 
     hook = {"worker_process_setup_hook": unhurried_workers.slow_down}
@@ -168,6 +176,17 @@ def test_a_stop_reaches_the_workers_and_leaves_them_alive(bench: Bench, workers,
     assert digest(bench.out) == expected
 
 
+@pytest.mark.parametrize("kind", ["dask", "ray"])
+def test_whoever_takes_the_call_and_says_nothing_is_named(bench: Bench, monkeypatch, kind):
+    """A port where something else listens refuses the run in seconds."""
+    monkeypatch.setattr(import_module(f"flows.{kind}_workers"), "SECONDS_TO_CONNECT", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(PlanError) as caught:
+            bench.merge(task_runner=f"{kind}:{address}")
+    assert caught.value.what == f"the {kind.title()} cluster at {address} does not answer as {kind.title()} does."
+
+
 @pytest.mark.skipif(not CAN_HIDE, reason="a worker cannot be given a file system of its own here (unshare -m)")
 def test_a_worker_without_the_storage_is_named(bench: Bench, workers):
     """A worker whose machine has other folders in the places of ours fails the run before any weight is read."""
@@ -177,6 +196,31 @@ def test_a_worker_without_the_storage_is_named(bench: Bench, workers):
     assert str(bench.place) in (caught.value.where or "")
     assert "docs/scaling.md" in (caught.value.remedy or "")
     assert not bench.out.exists()
+
+
+def test_many_recipes_share_one_cluster(bench: Bench, monkeypatch, expected):
+    """A cluster of this machine's is started once for all of them, not at all where nothing is to be done, and ends."""
+    from flows import dask_workers
+    from flows.many import merge_many
+
+    opened, real = list[int](), dask_workers.open_dask
+
+    def count(name: RunnerName, workers: int) -> Any:
+        opened.append(workers)
+        return real(name, workers)
+
+    monkeypatch.setattr(dask_workers, "open_dask", count)
+    recipes = [bench.place / "one.yml", bench.place / "two.yml"]
+    for recipe, t in zip(recipes, (0.3, 0.6), strict=True):
+        recipe.write_text(bench.recipe(t), encoding="utf-8")
+    for _ in range(2):
+        state = merge_many(
+            list(map(str, recipes)), str(bench.out), workers=1, trial=False, task_runner="dask", return_state=True
+        )
+        assert state.is_completed()
+    assert opened == [1]
+    assert digest(bench.out / "one") == expected
+    assert [pid for pid in list_descendants(os.getpid()) if b"spawn_main" in read_command(pid)] == []
 
 
 def test_ray_gives_the_layers_of_a_killed_worker_to_another(bench: Bench, ray_workers, expected):
