@@ -127,7 +127,7 @@ def _merge(
     series = name_series(watch, out)
     stages, planned = _plan(watch, recipes, out, series)
     last = stages[-1]
-    watch.flow_run_name = name_run(last.plan, series, options.device)
+    watch.flow_run_name = name_run(last.plan, series, options.device, options.runner.name)
     with open_work_folder(out, last.plan, store) as work:
         earlier, made, after = () if work.finished else stages[:-1], list[dict[str, Any]](), list(planned)
         sweep_stages(earlier, work)

@@ -14,6 +14,7 @@ from flows.reporting import RunWatch, find_run_id
 from tasks.markdown import show_plain
 from tasks.pages.showing import try_to_show
 from xmerge.planning import MergePlan
+from xmerge.runners import RunnerName
 
 MOST_DONORS = 3
 """Of those that a name lists."""
@@ -35,10 +36,10 @@ def name_unplanned() -> str:
     return f"merge → {_shorten(Path(os.path.abspath(out)).name)}"
 
 
-def name_run(plan: MergePlan, series: str, device: str) -> str:
+def name_run(plan: MergePlan, series: str, device: str, runner: RunnerName) -> str:
     """Give the running flow a name that says what it merges, and tags to find it by; the name."""
     name = draw_name(plan, series)
-    tags = list(dict.fromkeys([*_list_own_tags(), *list_tags(plan, device)]))
+    tags = list(dict.fromkeys([*_list_own_tags(), *list_tags(plan, device, runner)]))
     try_to_show("run's name", lambda: get_client(sync_client=True).update_flow_run(find_run_id(), name=name, tags=tags))
     return name
 
@@ -51,20 +52,21 @@ def draw_name(plan: MergePlan, series: str) -> str:
     return f"{plan.method} {' + '.join(labels)} → {_shorten(series)} · {plan.fingerprint[:DIGITS]}"
 
 
-def list_tags(plan: MergePlan, device: str) -> list[str]:
-    """The method, the families of all models, and the device, each once and in this order."""
+def list_tags(plan: MergePlan, device: str, runner: RunnerName) -> list[str]:
+    """The method, the families of all models, and where they are merged, each once and in this order."""
     kinds = [plan.models[plan.target].kind, *(model.kind for model in plan.models)]
-    tags = [plan.method, *kinds, _find_device(device)]
+    tags = [plan.method, *kinds, *_list_places(device, runner)]
     return list(dict.fromkeys(filter(None, map(_shorten, tags))))[:MOST_TAGS]
 
 
-def _find_device(device: str) -> str:
-    """What `auto` means on this machine; any other name as it is."""
-    if device != "auto":
-        return device
+def _list_places(device: str, runner: RunnerName) -> list[str]:
+    """The cluster, if there is one, and the device; what `auto` means on a cluster, only its workers know."""
+    cluster = [runner.kind] if runner.is_cluster else []
+    if device != "auto" or cluster:
+        return [*cluster, *([device] if device != "auto" else [])]
     from xmerge.engine.devices import choose_device
 
-    return choose_device(device).type
+    return [choose_device(device).type]
 
 
 def _shorten(text: str) -> str:

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prefect.logging import disable_run_logger
 from prefect.types.names import validate_valid_asset_key
 
 from flows.naming import LONGEST_PART, MOST_TAGS, draw_name, list_tags
@@ -21,7 +23,7 @@ from tasks.pages.output import draw_output
 from tasks.pages.plan import MOST_LINES, describe_plan, draw_rows
 from tasks.pages.progress import show_seconds, tell_progress
 from tasks.pages.rerun import list_words
-from tasks.pages.showing import LONGEST_SERIES, name_key
+from tasks.pages.showing import LONGEST_SERIES, name_key, try_to_show
 from tasks.pages.validation import MOST_FINDINGS, draw_report
 from tests.small_merges import RECIPE, make_plan, write_models
 from tests.test_card import fake_results
@@ -29,12 +31,14 @@ from xmerge.cli.merge import merge
 from xmerge.distances import Cell
 from xmerge.errors import CheckpointError
 from xmerge.output import Publication
+from xmerge.runners import RunnerName
 from xmerge.validation import ValidationReport
 from xmerge.validation.findings import Finding
 
 HOSTILE = "a|b`</td><img src=x onerror=alert(1)>[x](javascript:y) \u202ewww.evil.com\u200b\n# title"
 
 
+THREADS = RunnerName(kind="thread")
 NAMES = st.text(st.sampled_from("aB1._ -/\u00e9\u6a21\ud800"), max_size=200)
 
 
@@ -84,7 +88,7 @@ def test_names_and_tags_are_bounded_and_on_one_line(plan):
             )
         }
     )
-    name, tags = draw_name(crowd, HOSTILE * 9), list_tags(crowd, "cpu")
+    name, tags = draw_name(crowd, HOSTILE * 9), list_tags(crowd, "cpu", THREADS)
     assert len(name) < 6 * (LONGEST_PART + 5)
     assert "36 more" in name
     assert name.isprintable()
@@ -93,8 +97,10 @@ def test_names_and_tags_are_bounded_and_on_one_line(plan):
 
 
 def test_tags_are_method_families_and_device(plan):
-    """The base's family comes before the donors', and each tag is there once."""
-    assert list_tags(plan, "cuda:1") == ["slerp", "llama", "qwen3", "cuda:1"]
+    """The base's family comes before the donors', each tag is there once, and a cluster is named as one."""
+    assert list_tags(plan, "cuda:1", THREADS) == ["slerp", "llama", "qwen3", "cuda:1"]
+    assert list_tags(plan, "auto", RunnerName(kind="dask")) == ["slerp", "llama", "qwen3", "dask"]
+    assert list_tags(plan, "cuda", RunnerName(kind="ray")) == ["slerp", "llama", "qwen3", "ray", "cuda"]
 
 
 @given(st.text())
@@ -248,3 +254,20 @@ def test_the_picture_is_told_in_numbers_too(plan):
     assert "0.25 to 0.75, mean 0.5" in page.replace("\\", "")
     assert "-0.5 to 0.5, mean 0" in page.replace("\\", "")
     assert draw_distance(plan, {"attn_q": {0: Cell(0.25, changed=True)}}).count("data:image/png;base64,") == 1
+
+
+def test_a_server_that_is_away_is_left_alone(monkeypatch):
+    """One page pays for asking it; those of the next minute are not made, and each is missed without an error."""
+    monkeypatch.setattr("tasks.pages.showing._Api.away_until", 0.0)
+    asked: list[str] = []
+
+    def ask() -> str:
+        asked.append("once")
+        raise httpx.ConnectError("no route to host")
+
+    with disable_run_logger():
+        assert try_to_show("plan", ask) is None
+        assert try_to_show("plan", ask) is None
+        assert asked == ["once"]
+        monkeypatch.setattr("tasks.pages.showing._Api.away_until", 0.0)
+        assert try_to_show("plan", lambda: "shown") == "shown"
