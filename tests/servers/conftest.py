@@ -45,16 +45,21 @@ def database() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def server(database, tmp_path_factory) -> Iterator[Server]:
-    """A server on PostgreSQL, prepared, which this process talks to; a test that kills it starts it again."""
-    home = Path(tmp_path_factory.mktemp("server"))
-    server = Server(home, database, SERVER_SETTINGS)
+    """A server on PostgreSQL, prepared; a test that kills it starts it again."""
+    server = Server(Path(tmp_path_factory.mktemp("server")), database, SERVER_SETTINGS)
     try:
         server.start()
-        with temporary_settings(updates={PREFECT_API_URL: server.url, PREFECT_HOME: home}):
-            run_prepare(server.url)
-            yield server
+        run_prepare(server.url)
+        yield server
     finally:
         server.kill()
+
+
+@pytest.fixture(autouse=True)
+def api(server) -> Iterator[None]:
+    """Let this process talk to the server for one test: those of other folders have servers of their own."""
+    with temporary_settings(updates={PREFECT_API_URL: server.url, PREFECT_HOME: server.log.parent}):
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -77,8 +82,8 @@ def models(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def unhurried(server) -> UUID:
+@pytest.fixture
+def unhurried(api) -> UUID:
     """A deployment of the flow, with layers that take half a second each."""
     return deploy(UNHURRIED, "unhurried", POOLS["process"].name)
 

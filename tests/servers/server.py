@@ -12,7 +12,7 @@ import httpx
 from flows.settings import EMBEDDED_SETTINGS
 from tests.servers.processes import clean_environment, find_port, kill_all, spawn, stop, wait_until
 
-SECONDS_TO_START = 90.0
+SECONDS_TO_START = 180.0
 
 
 class Server:
