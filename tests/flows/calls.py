@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.servers.processes import ROOT, clean_environment, kill_all, spawn, wait_until
 
-SECONDS_TO_END = 120.0
+SECONDS_TO_END = 240.0
 UNHURRIED_RUNS = """\
 import os
 import sys
@@ -39,7 +39,9 @@ class Call:
 
     def wait_for_json(self) -> dict[str, Any]:
         """The line for machines, as soon as it is there."""
-        wait_until(lambda: any(line.startswith("{") for line in self.read()), f"{self.log} has a line of JSON")
+        wait_until(
+            lambda: any(line.startswith("{") for line in self.read()), f"{self.log} has a line of JSON", SECONDS_TO_END
+        )
         return dict(json.loads(next(line for line in self.read() if line.startswith("{"))))
 
     def end(self) -> int:

@@ -78,7 +78,6 @@ def test_the_end_of_serving_stops_what_runs(bench: Bench, serving):
     with holding(bench) as wait_for_middle:
         run = serving.start("merge_models", recipe=bench.recipe(), out=str(bench.out), trial=False)
         wait_for_middle("out")
-        begun = time.monotonic()
         # Somebody looks at the pages meanwhile, and so the server stays.
         pages = Call(serving.call.log.parent / "home", bench.place / "ui.log", "ui", "--port", "0", "--json")
         try:
