@@ -133,7 +133,9 @@ def test_a_run_that_is_killed_with_its_worker_has_crashed(bench: Bench, doomed: 
     """When its heartbeats stay away, a run of ours ends as crashed and says what to do; another flow's does not."""
     with get_client(sync_client=True) as client:
         assert end_zombies(client, timedelta(seconds=10)) in {"made", "changed"}
-        run, other = start_and_wait_for_a_layer(unhurried, bench), begin_run_of_another_flow()
+        # First, so that its time is up when that of ours is.
+        other = begin_run_of_another_flow()
+        run = start_and_wait_for_a_layer(unhurried, bench)
         doomed.kill()
         wait_until(lambda: has_ended(run), "the killed run has ended")
         assert read_run(run).state_type == StateType.CRASHED
