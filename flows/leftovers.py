@@ -5,6 +5,8 @@ Prefect itself leaves them running for ever, unless an automation listens for he
 
 from __future__ import annotations
 
+from typing import Any
+
 import httpx
 from prefect import Flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -32,10 +34,10 @@ LABEL = "xmerge.process"
 UNDER_WAY = [StateType.RUNNING, StateType.CANCELLING]
 
 
-def sign_run(flow: Flow[..., object], run: FlowRun, state: State[object]) -> None:
+def sign_run(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Write down which process carries out a run; a hook of every flow."""
     label: dict[str, bool | int | float | str] = {LABEL: describe_self().model_dump_json()}
-    try_to_show("run's process", lambda: get_client(sync_client=True).update_flow_run_labels(run.id, label))
+    try_to_show("run's process", lambda: get_client(sync_client=True).update_flow_run_labels(flow_run.id, label))
 
 
 def settle_dead_runs(reporter: Reporter) -> None:
