@@ -42,7 +42,9 @@ from prefect_dask import DaskTaskRunner
 @task
 def nothing(number): return number
 
-@flow(task_runner=DaskTaskRunner(cluster_kwargs={"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}))
+cluster = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
+
+@flow(task_runner=DaskTaskRunner(cluster_kwargs=cluster))
 def many(count): return [future.result() for future in [nothing.submit(number) for number in range(count)]]
 
 if __name__ == "__main__":

@@ -25,7 +25,9 @@ LOCAL: dict[str, Any] = {
     # Others on this machine may reach the port, but not without the certificate that is made for this run.
     "host": "127.0.0.1",
     "security": True,
-    "dashboard_address": None,
+    # Any port: without an address it would be 8787, with a warning for the second cluster of a machine.
+    "dashboard_address": "127.0.0.1:0",
+    "scheduler_kwargs": {"dashboard": False},
     # Nothing is kept in a worker but a few plain values: there is nothing to watch and to spill.
     "memory_limit": 0,
     "silence_logs": logging.CRITICAL,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import signal
@@ -54,17 +53,12 @@ def dask_cluster() -> Iterator[Client]:
     import dask
     from distributed import Client, LocalCluster
 
+    from flows.dask_workers import LOCAL
+
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": DEATHS_ALLOWED}),
-        LocalCluster(
-            n_workers=2,
-            threads_per_worker=1,
-            host="127.0.0.1",
-            dashboard_address=None,
-            memory_limit=0,
-            silence_logs=logging.CRITICAL,
-            preload=[unhurried_workers.__file__],
-        ) as cluster,
+        # Without TLS, whose certificates a worker from elsewhere would need.
+        LocalCluster(**LOCAL | {"security": None}, n_workers=2, preload=[unhurried_workers.__file__]) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
         yield client
@@ -198,12 +192,12 @@ def test_a_worker_without_the_storage_is_named(bench: Bench, workers):
     assert not bench.out.exists()
 
 
-def test_many_recipes_share_one_cluster(bench: Bench, monkeypatch, expected):
+def test_many_recipes_share_one_cluster(bench: Bench, workers, monkeypatch, expected):
     """A cluster of this machine's is started once for all of them, not at all where nothing is to be done, and ends."""
     from flows import dask_workers
     from flows.many import merge_many
 
-    opened, real = list[int](), dask_workers.open_dask
+    before, opened, real = list_dask_workers(), list[int](), dask_workers.open_dask
 
     def count(name: RunnerName, workers: int) -> Any:
         opened.append(workers)
@@ -220,7 +214,7 @@ def test_many_recipes_share_one_cluster(bench: Bench, monkeypatch, expected):
         assert state.is_completed()
     assert opened == [1]
     assert digest(bench.out / "one") == expected
-    assert [pid for pid in list_descendants(os.getpid()) if b"spawn_main" in read_command(pid)] == []
+    assert list_dask_workers() == before
 
 
 def test_ray_gives_the_layers_of_a_killed_worker_to_another(bench: Bench, ray_workers, expected):
@@ -252,6 +246,11 @@ def test_a_stop_reaches_the_workers_of_ray(bench: Bench, ray_workers, expected):
     (bench.store / ENDLESS).unlink()
     assert bench.merge(store=str(bench.store), task_runner="ray")["reused"] >= 2
     assert digest(bench.out) == expected
+
+
+def list_dask_workers() -> list[int]:
+    """The worker processes that this one has started, by way of multiprocessing."""
+    return sorted(pid for pid in list_descendants(os.getpid()) if b"spawn_main" in read_command(pid))
 
 
 def list_ray_workers() -> list[int]:
