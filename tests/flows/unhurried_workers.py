@@ -28,7 +28,7 @@ def slow_down() -> None:
 
     def merge_unit(unit: UnitOfWork) -> list[LayerResult]:
         store = Path(unit.store)
-        for _ in range(1000 if (store / ENDLESS).exists() else 10):
+        for _ in range(10_000 if (store / ENDLESS).exists() else 10):
             check_stop()
             time.sleep(SECONDS_A_UNIT / 10)
         if any((store / f"{DEADLY}{index}").exists() for index in unit.layers):
