@@ -84,7 +84,7 @@ def models(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def unhurried(api) -> UUID:
-    """A deployment of the flow, with layers that take half a second each."""
+    """A deployment of the flow, with layers that take their time."""
     return deploy(UNHURRIED, "unhurried", POOLS["process"].name)
 
 
