@@ -7,21 +7,27 @@ import contextvars
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
+
 from flows.catalogue import FLOWS
 from flows.settings import apply_settings
 from xmerge import __version__
-from xmerge.errors import Interrupted
+from xmerge.errors import Interrupted, PlanError
 from xmerge.progress import Reporter
 from xmerge.signals import StopSignals, leave_anyway, stop_on_signals
 
 if TYPE_CHECKING:
     from prefect.runner import Runner
 
+    from flows.api import Api
+
+SECONDS_BETWEEN_QUESTIONS = 5.0
 SECONDS_TO_STOP = 20.0
 RETRIES = "8"
 """Pauses of 2, 4 ... 256 s: nobody waits for a run of a deployment, so it may outlast a server that is away."""
@@ -52,7 +58,7 @@ def serve_flows(port: int, limit: int, tell: Callable[[dict[str, Any]], None], r
             _end_zombies()
             runner, names = _make_runner(limit)
             tell({"ui": api.ui, "api": api.url, "deployments": names})
-            _carry_out(runner, signals)
+            _carry_out(runner, limit, api, signals, reporter)
     except Interrupted:
         return
 
@@ -102,26 +108,59 @@ def _make_runner(limit: int) -> tuple[Runner, list[str]]:
     return runner, names
 
 
-def _carry_out(runner: Runner, signals: StopSignals) -> None:
-    """Let the runner work in a thread of its own, so that the main thread is free to hear signals."""
+def _carry_out(runner: Runner, limit: int, api: Api, signals: StopSignals, reporter: Reporter) -> None:
+    """Let the runner work, and another one after each absence of the server, of which it gives up within a minute."""
+    while (ended := _run_to_its_end(runner, signals)) is not None:
+        if not _tells_of_absence(ended):
+            raise ended
+        reporter.note("the Prefect server is away; waiting for it ...")
+        _wait_until_it_is_back(api)
+        runner, _ = _make_runner(limit)
+        reporter.note("the Prefect server is back.")
+
+
+def _run_to_its_end(runner: Runner, signals: StopSignals) -> BaseException | None:
+    """What the runner has ended with, if not with a signal; in a thread, so that the main one is free to hear those."""
     signals.interrupts = False
-    loop, ended = asyncio.new_event_loop(), list[BaseException | None]()
+    loop, ended = asyncio.new_event_loop(), list[BaseException]()
 
     def work() -> None:
         try:
             loop.run_until_complete(runner.start())
-            ended.append(None)
-        except BaseException as error:  # noqa: BLE001 - it is raised again, in the main thread
+        except BaseException as error:  # noqa: BLE001 - it is looked at in the main thread
             ended.append(error)
 
     thread = threading.Thread(target=contextvars.copy_context().run, args=(work,), name="runner", daemon=True)
     thread.start()
     while thread.is_alive() and not signals.came:
         thread.join(0.2)
-    if thread.is_alive():
+    signals.interrupts = True
+    if signals.came:
         # Cancels what runs: it stops at its next block, and what is finished stays.
         asyncio.run_coroutine_threadsafe(runner.astop(), loop)
         thread.join(SECONDS_TO_STOP)
         leave_anyway(0)
-    elif not signals.came and ended[0] is not None:
-        raise ended[0]
+        return None
+    return ended[0] if ended else None
+
+
+def _tells_of_absence(error: BaseException) -> bool:
+    """Whether a runner ended because the API did not answer: Prefect says it by a bare RuntimeError, or in a group."""
+    if isinstance(error, BaseExceptionGroup):
+        return any(_tells_of_absence(each) for each in error.exceptions)
+    return isinstance(error, httpx.HTTPError) or "exceeded error threshold" in str(error)
+
+
+def _wait_until_it_is_back(api: Api) -> None:
+    """Ask until the configured server answers; one of ours that is gone does not come back.
+
+    Raises:
+        PlanError: It was ours.
+    """
+    while True:
+        try:
+            return api.wait()
+        except PlanError:
+            if api.is_embedded:
+                raise
+            time.sleep(SECONDS_BETWEEN_QUESTIONS)
