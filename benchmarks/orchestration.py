@@ -140,7 +140,9 @@ def call(way: Way, folder: Path, tasks: int) -> float:
     environment |= {"PREFECT_API_URL": way.api} if way.api else {}
     started = time.perf_counter()
     subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=True)
-    return time.perf_counter() - started
+    seconds = time.perf_counter() - started
+    sys.stderr.write(f"{way.name}, {tasks} layer tasks: {seconds:.2f} s\n")
+    return seconds
 
 
 def draw_table(ways: list[Way], seconds: dict[tuple[str, int], list[float]]) -> str:
