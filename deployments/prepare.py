@@ -89,14 +89,14 @@ def prepare(pools: list[Pool], wait: float, say: Callable[[str], None]) -> None:
         XmergeError: There is no such server, or it did not take something.
     """
     put_flows_on_path()
-    from flows.settings import apply_settings
+    from flows.server.settings import apply_settings
 
     # Before Prefect is imported, which is when it reads them.
     apply_settings()
     from prefect.client.orchestration import get_client
 
     from deployments.deploy import deploy_all
-    from flows.zombies import NAME, end_zombies
+    from flows.server.zombies import NAME, end_zombies
 
     wait_for_server(wait)
     with get_client(sync_client=True) as client:

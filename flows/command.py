@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.settings import apply_settings
+from flows.server.settings import apply_settings
 from xmerge.config import load_stages
 from xmerge.errors import XmergeError
 from xmerge.interrupt import clear_stop
@@ -19,7 +19,7 @@ from xmerge.progress import Reporter
 from xmerge.signals import StopSignals, interruption, leave_anyway, stop_on_signals
 
 if TYPE_CHECKING:
-    from flows.api import Api
+    from flows.server.api import Api
     from xmerge.planning.downloads import FetchMode
 
 SECONDS_TO_STOP = 1.0
@@ -90,8 +90,8 @@ def run_flow(module: str, name: str, parameters: dict[str, Any], reporter: Repor
         XmergeError: What the flow ended with.
     """
     with stop_on_signals() as signals:
-        from flows.api import open_api
-        from flows.leftovers import settle_dead_runs
+        from flows.server.api import open_api
+        from flows.server.leftovers import settle_dead_runs
 
         with open_api(reporter) as api:
             if api.is_embedded:
@@ -174,7 +174,7 @@ class _FlowCall:
                 return
 
     def _record(self) -> bool:
-        from flows.history import send_what_is_left, wait_for_history
+        from flows.server.history import send_what_is_left, wait_for_history
 
         patience = SECONDS_FOR_HISTORY_IF_STOPPED if self._signals.came else SECONDS_FOR_HISTORY
         sent = send_what_is_left(patience)

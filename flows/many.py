@@ -12,11 +12,11 @@ from prefect.logging import get_run_logger
 from prefect.states import Cancelled, Completed, Failed
 from pydantic import Field
 
-from flows.leftovers import sign_run
 from flows.merge import DEVICES, merge_models
 from flows.naming import name_series
 from flows.reporting import current_watch, find_run_id, watch_child
-from flows.runners import open_runner
+from flows.runners.runner import open_runner
+from flows.server.leftovers import sign_run
 from tasks.pages.summary import show_summary
 from xmerge.errors import XmergeError
 from xmerge.many import (

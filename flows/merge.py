@@ -21,11 +21,11 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from prefect.utilities.annotations import opaque, quote
 from pydantic import Field
 
-from flows.leftovers import sign_run
 from flows.naming import name_run, name_series, name_unplanned
 from flows.reporting import RunWatch, current_watch, find_run_id
-from flows.runners import open_runner
+from flows.runners.runner import open_runner
 from flows.secrets import token_from_block
+from flows.server.leftovers import sign_run
 from flows.steps import MergeSteps, RunOptions
 from tasks.map import map_slices
 from tasks.pages.failure import show_failure
@@ -42,7 +42,7 @@ from xmerge.work import open_work_folder
 
 THREADS: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=512)
 """Wide enough for any `workers`, and for a cluster, for whose workers threads here wait: how many layers are in work
-at once is decided for each run, in flows.pacing."""
+at once is decided for each run, in flows.runners.pacing."""
 
 DEVICES = ["auto", "cpu", "cuda", *(f"cuda:{number}" for number in range(8))]
 """What Prefect's form offers as a menu; the library decides what is a device."""

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from flows.command import run_flow
-from flows.settings import apply_settings
+from flows.server.settings import apply_settings
 from xmerge.cli.progress import choose_reporter
 from xmerge.errors import XmergeError
 from xmerge.many import BatchOutcome, tell_disk

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 from prefect import flow
 from pydantic import Field
 
-from flows.leftovers import sign_run
 from flows.secrets import token_from_block
+from flows.server.leftovers import sign_run
 from tasks.upload import upload_checkpoint
 from tasks.verify import verify_checkpoint
 from xmerge.hub.faults import quiet_loggers

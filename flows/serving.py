@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from flows.catalogue import FLOWS
-from flows.settings import apply_settings
+from flows.server.settings import apply_settings
 from xmerge import __version__
 from xmerge.errors import Interrupted, PlanError
 from xmerge.progress import Reporter
@@ -25,7 +25,7 @@ from xmerge.signals import StopSignals, leave_anyway, stop_on_signals
 if TYPE_CHECKING:
     from prefect.runner import Runner
 
-    from flows.api import Api
+    from flows.server.api import Api
 
 SECONDS_BETWEEN_QUESTIONS = 5.0
 SECONDS_TO_STOP = 20.0
@@ -48,8 +48,8 @@ def serve_flows(port: int, limit: int, tell: Callable[[dict[str, Any]], None], r
     apply_settings(quiet=False)
     os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", RETRIES)
     _let_children_find_flows()
-    from flows.api import open_api
-    from flows.leftovers import settle_dead_runs
+    from flows.server.api import open_api
+    from flows.server.leftovers import settle_dead_runs
 
     try:
         with stop_on_signals() as signals, open_api(reporter, port) as api:
@@ -72,7 +72,7 @@ def _let_children_find_flows() -> None:
 def _end_zombies() -> None:
     from prefect.client.orchestration import get_client
 
-    from flows.zombies import end_zombies
+    from flows.server.zombies import end_zombies
 
     with get_client(sync_client=True) as client:
         end_zombies(client)

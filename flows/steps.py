@@ -13,9 +13,9 @@ from prefect.logging import get_run_logger
 from prefect.tasks import Task
 from prefect.utilities.annotations import quote
 
-from flows.pacing import count_slots, keep_busy
 from flows.reporting import RunWatch
-from flows.runners import Runner
+from flows.runners.pacing import count_slots, keep_busy
+from flows.runners.runner import Runner
 from tasks.caching import name_unit, record_key
 from tasks.download import download_model
 from tasks.lineage import list_outputs, list_sources

@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from flows.settings import apply_settings
+from flows.server.settings import apply_settings
 from xmerge.errors import Interrupted
 from xmerge.progress import Reporter
 from xmerge.signals import stop_on_signals
 
 if TYPE_CHECKING:
-    from flows.api import Api
+    from flows.server.api import Api
 
 SECONDS_BETWEEN_LOOKS = 10.0
 
@@ -29,8 +29,8 @@ def show_pages(port: int, tell: Callable[[dict[str, Any]], None], reporter: Repo
         PlanError: The configured server cannot be reached, or a new one does not start.
     """
     apply_settings()
-    from flows.api import open_api
-    from flows.leftovers import settle_dead_runs
+    from flows.server.api import open_api
+    from flows.server.leftovers import settle_dead_runs
 
     try:
         with stop_on_signals(), open_api(reporter, port) as api:

@@ -6,8 +6,8 @@ from typing import Any
 
 from prefect import flow
 
-from flows.leftovers import sign_run
 from flows.secrets import token_from_block
+from flows.server.leftovers import sign_run
 from tasks.verify import verify_checkpoint
 
 

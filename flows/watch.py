@@ -12,10 +12,10 @@ from prefect.exceptions import CancelledRun
 from prefect.states import Cancelled, Completed
 from pydantic import Field
 
-from flows.leftovers import sign_run
 from flows.merge import DEVICES, merge_models
 from flows.reporting import current_watch, watch_child
 from flows.secrets import token_from_block
+from flows.server.leftovers import sign_run
 from tasks.watch import look_at_sources
 from xmerge.hub.faults import quiet_loggers
 from xmerge.planning.downloads import FetchMode

@@ -58,7 +58,7 @@ def test_every_ignored_rule_says_why():
 
 def test_embedded_settings_are_those_of_the_checkout():
     """What flows/ sets for a run started anywhere is what [tool.prefect] sets for one started in the checkout."""
-    from flows.settings import EMBEDDED_SETTINGS
+    from flows.server.settings import EMBEDDED_SETTINGS
 
     assert {name: comparable(text) for name, text in EMBEDDED_SETTINGS.items()} == {
         name: comparable(value) for name, value in prefect_table()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.settings import apply_settings
+from flows.server.settings import apply_settings
 
 # Before Prefect is imported, which is when it reads them.
 apply_settings()

@@ -14,7 +14,7 @@ import compose_spec
 import pytest
 import yaml
 
-from flows.settings import EMBEDDED_SETTINGS
+from flows.server.settings import EMBEDDED_SETTINGS
 from xmerge.cli.orchestration import enter_flows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,7 +46,7 @@ def test_a_deployment_has_the_version_of_the_package(file: str):
 
 @pytest.mark.parametrize("file", KINDS)
 def test_runs_of_a_deployment_have_the_settings_of_the_flows(file: str):
-    """What a deployment sets is what flows/settings.py sets, the heartbeat that the automation counts on above all."""
+    """Deployments set what flows/server/settings.py sets, above all the heartbeat that the automation awaits."""
     for said in read(file)["deployments"]:
         env = dict(said["work_pool"]["job_variables"]["env"])
         env.pop("CUDA_VISIBLE_DEVICES", None)
@@ -116,7 +116,7 @@ def test_a_compose_file_holds_no_secret_and_names_what_is_asked_for():
 
 
 def test_the_server_of_the_compose_file_has_the_settings_of_the_flows():
-    """What it sets of the server is what flows/settings.py sets, and all of that."""
+    """What it sets of the server is what flows/server/settings.py sets, and all of that."""
     said = read("compose.yaml")["services"]["server"]["environment"]
     wanted = {k: v for k, v in EMBEDDED_SETTINGS.items() if k.startswith("PREFECT_SERVER_") and "EPHEMERAL" not in k}
     assert {name: said[name] for name in wanted} == wanted

@@ -14,7 +14,7 @@ from prefect.client.schemas.schedules import CronSchedule
 from prefect.events import emit_event
 from prefect.states import Crashed, Running
 
-from flows.zombies import end_zombies
+from flows.server.zombies import end_zombies
 from tests.deployments.preparing import list_deployments, prepare, run_prepare, take_stock
 from tests.flows.tiny import LAYERS, Bench
 from tests.servers.processes import ROOT, clean_environment, wait_until

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.settings import apply_settings
+from flows.server.settings import apply_settings
 
 # Before Prefect is imported, which is when it reads them.
 apply_settings()
@@ -21,8 +21,8 @@ from prefect.settings import (  # noqa: E402
     temporary_settings,
 )
 
-from flows.history import send_what_is_left  # noqa: E402
-from flows.server import EmbeddedServer  # noqa: E402
+from flows.server.history import send_what_is_left  # noqa: E402
+from flows.server.shared import EmbeddedServer  # noqa: E402
 from tests.flows.tiny import Bench, write_llama  # noqa: E402
 
 

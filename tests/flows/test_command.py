@@ -107,7 +107,7 @@ def test_a_signal_ends_the_command_soon_and_resumably(bench: Bench, api_url, act
 def test_an_embedded_server_dies_with_its_command(tmp_path):
     """SIGKILL of whoever started it ends the server."""
     mark = {"MARK": str(tmp_path), "PREFECT_HOME": str(tmp_path)}
-    code = "import os; from flows.server import EmbeddedServer; EmbeddedServer(); os.kill(os.getpid(), 9)"
+    code = "import os; from flows.server.shared import EmbeddedServer; EmbeddedServer(); os.kill(os.getpid(), 9)"
     killed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | mark, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert wait_until_gone(f"MARK={tmp_path}")

@@ -13,10 +13,10 @@ from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.sorting import LogSort
 
 from flows import merge
-from flows.history import send_what_is_left
 from flows.many import merge_many
 from flows.merge import merge_models
 from flows.publish import publish_model
+from flows.server.history import send_what_is_left
 from flows.verify import verify_model
 from flows.watch import watch_sources
 from tests.flows.history import LastRun, last_run

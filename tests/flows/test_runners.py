@@ -53,7 +53,7 @@ def dask_cluster() -> Iterator[Client]:
     import dask
     from distributed import Client, LocalCluster
 
-    from flows.dask_workers import LOCAL
+    from flows.runners.dask import LOCAL
 
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": DEATHS_ALLOWED}),
@@ -76,7 +76,7 @@ def ray_workers() -> Iterator[None]:
     """Two workers of a Ray cluster in this process's care, with unhurried layers; the flow takes them as they are."""
     import ray
 
-    from flows.ray_workers import LOCAL, QUIET
+    from flows.runners.ray import LOCAL, QUIET
 
     hook = {"worker_process_setup_hook": unhurried_workers.slow_down}
     ray.init(**LOCAL, **QUIET, num_cpus=2, runtime_env=hook)
@@ -194,8 +194,8 @@ def test_a_worker_without_the_storage_is_named(bench: Bench, workers):
 
 def test_many_recipes_share_one_cluster(bench: Bench, workers, monkeypatch, expected):
     """A cluster of this machine's is started once for all of them, not at all where nothing is to be done, and ends."""
-    from flows import dask_workers
     from flows.many import merge_many
+    from flows.runners import dask as dask_workers
 
     before, opened, real = list_dask_workers(), list[int](), dask_workers.open_dask
 

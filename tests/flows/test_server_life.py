@@ -15,7 +15,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
-from flows.server import EmbeddedServer
+from flows.server.shared import EmbeddedServer
 from tests.flows.calls import Call
 from tests.flows.tiny import Bench, digest
 from tests.servers.holding import holding

@@ -15,7 +15,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.catalogue import FLOWS
-from flows.zombies import NAME
+from flows.server.zombies import NAME
 from tests.flows.calls import Call
 from tests.flows.tiny import Bench
 from tests.servers.holding import holding

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from flows.settings import EMBEDDED_SETTINGS, apply_settings
+from flows.server.settings import EMBEDDED_SETTINGS, apply_settings
 
 
 def test_the_settings_do_not_overrule_a_person(monkeypatch):
@@ -24,7 +24,7 @@ def test_the_settings_do_not_overrule_a_person(monkeypatch):
 @pytest.mark.slow
 def test_the_settings_come_before_prefect():
     """The command can set the environment before Prefect reads it: importing it does not import Prefect."""
-    code = "import flows.settings, flows.command, flows.merge_many, sys; sys.exit('prefect' in sys.modules)"
+    code = "import flows.server.settings, flows.command, flows.merge_many, sys; sys.exit('prefect' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

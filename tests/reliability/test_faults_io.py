@@ -594,12 +594,12 @@ except XmergeError as error:
 @pytest.mark.slow
 def test_fault_32_a_server_that_dies_in_the_middle_costs_no_finished_layer(tmp_path, models, whole):
     """The merge goes on to its end or stops in words; what is finished is on the disk, not in the server."""
-    from flows.settings import apply_settings
+    from flows.server.settings import apply_settings
 
     apply_settings()
     from prefect.settings import PREFECT_HOME, temporary_settings
 
-    from flows.server import EmbeddedServer
+    from flows.server.shared import EmbeddedServer
 
     with temporary_settings(updates={PREFECT_HOME: tmp_path / "prefect"}):
         server = EmbeddedServer()

@@ -26,7 +26,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
 
-from flows.history import wait_for_history
+from flows.server.history import wait_for_history
 from tests.flows.tiny import LAYERS
 from tests.servers.processes import wait_until
 

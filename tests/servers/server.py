@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 
-from flows.settings import EMBEDDED_SETTINGS
+from flows.server.settings import EMBEDDED_SETTINGS
 from tests.servers.processes import clean_environment, find_port, kill_all, spawn, stop, wait_until
 
 SECONDS_TO_START = 180.0

@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 from prefect.client.orchestration import get_client
 
-from flows.zombies import NAME, end_zombies
+from flows.server.zombies import NAME, end_zombies
 from tests.flows.tiny import Bench, digest
 from tests.servers.command import Command
 from tests.servers.holding import count_layers, holding

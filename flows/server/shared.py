@@ -25,7 +25,7 @@ import httpx
 
 from xmerge.errors import PlanError, StorageError
 
-PROGRAM = Path(__file__).with_name("server_process.py")
+PROGRAM = Path(__file__).with_name("process.py")
 USERS, SERVER, LOG, PAGES = "users", "server", "log", "pages"
 STOP_PATIENCE = 3.0
 SECONDS_TO_BE_NAMED = 5.0

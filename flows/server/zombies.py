@@ -19,7 +19,7 @@ from flows.catalogue import FLOW_NAMES
 
 NAME = "xmerge: runs without a heartbeat have crashed"
 WITHIN = timedelta(seconds=180)
-"""Three heartbeats of PREFECT_FLOWS_HEARTBEAT_FREQUENCY, as flows/settings.py and the deployments set it."""
+"""Three heartbeats of PREFECT_FLOWS_HEARTBEAT_FREQUENCY, as flows/server/settings.py and the deployments set it."""
 MESSAGE = "No heartbeat for {seconds:.0f} s: its process or its machine is gone. Run it again to resume."
 
 

@@ -10,7 +10,7 @@ from importlib import import_module
 from tasks.workers import Cluster
 from xmerge.runners import RunnerName, check_runner, parse_runner
 
-OPENERS = {"dask": ("flows.dask_workers", "open_dask"), "ray": ("flows.ray_workers", "open_ray")}
+OPENERS = {"dask": ("flows.runners.dask", "open_dask"), "ray": ("flows.runners.ray", "open_ray")}
 
 
 class Runner:

@@ -20,7 +20,7 @@ from prefect.settings import (
 )
 from typing_extensions import override
 
-from flows.server import EmbeddedServer
+from flows.server.shared import EmbeddedServer
 from xmerge.errors import PlanError
 from xmerge.progress import Reporter
 
