@@ -138,6 +138,8 @@ class _FlowCall:
         reported = not thread.is_alive() and (self._raised is None or self._raised is self._watch.failure)
         recorded = reported and self._record()
         error = self._find_error()
+        if self._signals.came and thread.is_alive():
+            self._report_interruption()
         if self._signals.came or not recorded:
             leave_anyway(_exit_code(error, self._watch.outcome))
         if error is not None:
@@ -181,6 +183,13 @@ class _FlowCall:
         if not self._api.is_embedded:
             return sent
         return sent and all(wait_for_history(run, tasks, patience) for run, tasks in self._watch.list_runs())
+
+    def _report_interruption(self) -> None:
+        """Say that the flow was interrupted: a run of which nobody says so is called crashed by the next command."""
+        from flows.server.history import report_interruption
+
+        for run, _ in self._watch.list_runs():
+            report_interruption(run)
 
     def _find_error(self) -> BaseException | None:
         """What to raise: nothing if the output is in place, whatever happened to the reporting after it."""

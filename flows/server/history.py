@@ -18,6 +18,10 @@ from prefect.client.schemas.objects import TERMINAL_STATES
 from prefect.events.worker import EventsWorker
 from prefect.exceptions import PrefectException
 from prefect.logging.handlers import APILogWorker
+from prefect.states import Cancelled
+
+SECONDS_FOR_LAST_WORDS = 0.5
+LAST_WORDS = "the merge was interrupted; run the same again to resume."
 
 
 def send_what_is_left(patience: float) -> bool:
@@ -28,6 +32,16 @@ def send_what_is_left(patience: float) -> bool:
         # A coroutine only where an event loop runs.
         if not isinstance(drained, tuple) or drained[1]:
             return False
+    return True
+
+
+def report_interruption(flow_run: str) -> bool:
+    """Whether the API has taken that a run was interrupted, for a run that has no time left to say so itself."""
+    try:
+        with get_client(sync_client=True, httpx_settings={"timeout": SECONDS_FOR_LAST_WORDS}) as client:
+            client.set_flow_run_state(UUID(flow_run), Cancelled(name="Interrupted", message=LAST_WORDS), force=True)
+    except (httpx.HTTPError, PrefectException):
+        return False
     return True
 
 

@@ -13,6 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.sorting import FlowRunSort
 
 from tests.flows.tiny import LAYERS, Bench, digest
 from xmerge.config import parse_config
@@ -33,13 +36,14 @@ from xmerge import engine
 from xmerge.errors import XmergeError
 from xmerge.interrupt import check_stop
 
-config, out, act, at = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+config, out, act, at, deaf = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), float(sys.argv[5])
 real = engine.merge_layer
 
 def unhurried(*args):
     for _ in range(10):
         check_stop()
         time.sleep(0.01)
+    time.sleep(deaf)
     return real(*args)
 
 class Reporter:
@@ -61,11 +65,14 @@ except XmergeError as error:
 
 
 def call(
-    bench: Bench, environment: dict[str, str], act: str = "SIGCONT", at: int = 0
+    bench: Bench, environment: dict[str, str], act: str = "SIGCONT", at: int = 0, deaf: float = 0
 ) -> subprocess.CompletedProcess[str]:
-    """Run a merge in a process of its own that gets the signal `act` when `at` layers are done."""
+    """Run a merge in a process of its own that gets the signal `act` when `at` layers are done.
+
+    Each layer looks for no signal for `deaf` seconds.
+    """
     return subprocess.run(
-        [sys.executable, "-c", CALL, str(bench.recipe_file()), str(bench.out), act, str(at)],
+        [sys.executable, "-c", CALL, str(bench.recipe_file()), str(bench.out), act, str(at), str(deaf)],
         cwd=ROOT,
         env=os.environ | environment,
         capture_output=True,
@@ -102,6 +109,14 @@ def test_a_signal_ends_the_command_soon_and_resumably(bench: Bench, api_url, act
     assert not bench.out.exists()
     kept = list(bench.place.glob(".out.xmerge/store/*/*.safetensors"))
     assert 3 <= len(kept) < UNITS
+
+
+def test_a_run_whose_layers_do_not_hear_a_signal_is_no_crash(bench: Bench, api_url):
+    """The command does not wait for a layer that is stuck, and its run says that it was interrupted."""
+    assert call(bench, {"PREFECT_API_URL": api_url}, "SIGINT", 1, deaf=4).returncode == Interrupted.exit_code
+    with get_client(sync_client=True) as client:
+        run = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)[0]
+    assert (run.state_type, run.state_name) == (StateType.CANCELLED, "Interrupted")
 
 
 def test_an_embedded_server_dies_with_its_command(tmp_path):
