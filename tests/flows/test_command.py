@@ -40,10 +40,10 @@ config, out, act, at, deaf = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], 
 real = engine.merge_layer
 
 def unhurried(*args):
+    time.sleep(deaf)
     for _ in range(10):
         check_stop()
         time.sleep(0.01)
-    time.sleep(deaf)
     return real(*args)
 
 class Reporter:
