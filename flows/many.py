@@ -32,7 +32,13 @@ from xmerge.many import (
 from xmerge.planning.downloads import FetchMode
 
 
-@flow(name="merge_many", persist_result=False, result_serializer="json", on_running=[sign_run])
+@flow(
+    name="merge_many",
+    flow_run_name="merge many into {out}",
+    persist_result=False,
+    result_serializer="json",
+    on_running=[sign_run],
+)
 def merge_many(
     recipes: list[str],
     out: str,

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 SECONDS_BETWEEN_QUESTIONS = 5.0
 SECONDS_TO_STOP = 20.0
 RETRIES = "8"
-"""Pauses of 2, 4 ... 256 s: nobody waits for a run of a deployment, so it may outlast a server that is away."""
+"""With pauses that double: nobody waits for a run of a deployment, so it may outlast a server that is away."""
 
 
 def serve_flows(port: int, limit: int, tell: Callable[[dict[str, Any]], None], reporter: Reporter) -> None:

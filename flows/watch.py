@@ -22,7 +22,13 @@ from xmerge.planning.downloads import FetchMode
 from xmerge.watching import LATEST, set_latest
 
 
-@flow(name="watch_sources", persist_result=False, result_serializer="json", on_running=[sign_run])
+@flow(
+    name="watch_sources",
+    flow_run_name="watch for {out}",
+    persist_result=False,
+    result_serializer="json",
+    on_running=[sign_run],
+)
 def watch_sources(
     recipe: str,
     out: str,
@@ -32,6 +38,7 @@ def watch_sources(
     seed: Annotated[int, Field(ge=0)] | None = None,
     trial: bool = True,
     fetch: FetchMode = "auto",
+    task_runner: str = "thread",
 ) -> State[Any]:
     """Merge a recipe again if one of its sources has moved since the last time, else do nothing.
 
@@ -44,6 +51,7 @@ def watch_sources(
         seed: Takes the place of the recipe's random_seed.
         trial: Load each output with transformers, where it is installed, before it appears.
         fetch: From the Hub, whole shards, only the tensors that are read, or whichever is less (auto).
+        task_runner: Where layers are merged: thread, dask or ray; dask:ADDRESS or ray:ADDRESS for a running cluster.
     """
     quiet_loggers()
     with token_from_block():
@@ -63,6 +71,7 @@ def watch_sources(
                 seed=seed,
                 trial=trial,
                 fetch=fetch,
+                task_runner=task_runner,
             )
     except CancelledRun as error:
         return Cancelled(name="Interrupted", message=str(error))
