@@ -44,7 +44,7 @@ SHOTS = "XMERGE_SCREENSHOTS"
 """The environment variable that names a folder for pictures of the pages; without it none are taken."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Iterator[Path]:
     """A folder with two models; where pictures are taken, one whose name may be seen."""
     folder = Path("/srv/models") if SHOTS in os.environ else Path(tmp_path_factory.mktemp("models"))
@@ -54,7 +54,7 @@ def place(tmp_path_factory) -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Debian's Chromium, or whichever there is."""
     program = next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -66,7 +66,7 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(browser, tmp_path_factory) -> Iterator[Server]:
     """A server with pages, which this process talks to."""
     home = Path(tmp_path_factory.mktemp("server"))
@@ -81,7 +81,7 @@ def server(browser, tmp_path_factory) -> Iterator[Server]:
         server.kill()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def worker(server, tmp_path_factory) -> Iterator[Worker]:
     """What carries out the runs."""
     worker = Worker(Path(tmp_path_factory.mktemp("worker")), server.url, POOL)
@@ -92,19 +92,19 @@ def worker(server, tmp_path_factory) -> Iterator[Worker]:
         worker.kill()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def deployment(worker) -> UUID:
     """The flow, startable from its form."""
     return deploy(FLOWS["merge"].replace(":", "."), "merge", POOL)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def page(browser: Browser) -> Page:
     """One tab."""
     return browser.new_page(viewport={"width": 1280, "height": 900})
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def pages(server: Server, page: Page) -> Pages:
     """Prefect's pages in that tab."""
     return Pages(page, server.url.removesuffix("/api"), os.environ.get(SHOTS))

@@ -25,7 +25,7 @@ SECONDS_TO_STOP = 10.0
 DELLA = {"weight": 0.5, "density": 0.5, "epsilon": 0.2}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def finished(pages: Pages, deployment: UUID, place: Path) -> UUID:
     """A run that a person has started by filling in the form, when it has ended."""
     pages.open_form(deployment)

@@ -20,7 +20,7 @@ from tests.servers.server import Server  # noqa: E402
 from tests.servers.worker import Worker  # noqa: E402
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(tmp_path_factory) -> Iterator[Server]:
     """A server with nothing in it, which this process talks to."""
     home = Path(tmp_path_factory.mktemp("server"))
@@ -34,13 +34,13 @@ def server(tmp_path_factory) -> Iterator[Server]:
         server.kill()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def prepared(server) -> list[str]:
     """What the command says when it prepares the server for the first time."""
     return run_prepare(server.url, "--pool", "process", "--pool", "docker", "--pool", "kubernetes")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def worker(server, prepared, tmp_path_factory) -> Iterator[Path]:
     """The folder in which a worker of the pool was started."""
     folder = Path(tmp_path_factory.mktemp("worker"))
@@ -52,7 +52,7 @@ def worker(server, prepared, tmp_path_factory) -> Iterator[Path]:
         worker.kill()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def models(tmp_path_factory) -> Path:
     """A folder with two tiny models, `base` and `donor`."""
     folder = Path(tmp_path_factory.mktemp("models"))

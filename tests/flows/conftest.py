@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,22 +34,35 @@ def prefect_home(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def api_url(prefect_home) -> Iterator[str]:
-    """The address of a running server, to which every flow of these tests reports."""
-    home = {
+def home_settings(prefect_home) -> dict[Any, Any]:
+    """Where the server of these tests keeps what it keeps."""
+    return {
         PREFECT_HOME: prefect_home,
         PREFECT_LOCAL_STORAGE_PATH: prefect_home / "storage",
         PREFECT_API_DATABASE_CONNECTION_URL: f"sqlite+aiosqlite:///{prefect_home}/prefect.db",
     }
-    with temporary_settings(updates=home):
+
+
+@pytest.fixture(scope="session")
+def server(home_settings) -> Iterator[EmbeddedServer]:
+    """A running server."""
+    with temporary_settings(updates=home_settings):
         server = EmbeddedServer()
-        try:
-            server.wait()
-            with temporary_settings(updates={PREFECT_API_URL: server.api_url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-                yield server.api_url
-        finally:
+    try:
+        server.wait()
+        yield server
+    finally:
+        with temporary_settings(updates={PREFECT_API_URL: server.api_url}):
             send_what_is_left(patience=5)
-            server.stop()
+        server.stop()
+
+
+@pytest.fixture
+def api_url(server, home_settings) -> Iterator[str]:
+    """Its address, to which the flows of one test report: tests of other folders have servers of their own."""
+    reported = {PREFECT_API_URL: server.api_url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
+    with temporary_settings(updates=home_settings | reported):
+        yield server.api_url
 
 
 @pytest.fixture(scope="session")
