@@ -15,19 +15,19 @@ import pytest
 import yaml
 
 from flows.server.settings import EMBEDDED_SETTINGS
-from xmerge.cli.orchestration import enter_flows
+from xmerge.cli.orchestration import FOLDER, enter_flows
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDER = ROOT / "deployments"
+FILES = ROOT / "deployments"
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
 KINDS = {"prefect.yaml": "", "prefect-docker.yaml": "-docker", "prefect-kubernetes.yaml": "-kubernetes"}
 COMPOSE = ("compose.yaml", "compose.gpu.yaml")
-DOCKERFILE = (FOLDER / "Dockerfile").read_text(encoding="utf-8")
+DOCKERFILE = (FILES / "Dockerfile").read_text(encoding="utf-8")
 
 
 def read(name: str) -> Any:
     """A YAML file of the folder."""
-    return yaml.safe_load((FOLDER / name).read_text(encoding="utf-8"))
+    return yaml.safe_load((FILES / name).read_text(encoding="utf-8"))
 
 
 def list_deployments(file: str) -> dict[str, dict[str, Any]]:
@@ -81,16 +81,43 @@ def test_every_deployment_is_of_a_flow_that_the_automation_looks_after():
 
 def test_a_run_finds_the_flows_and_stays_where_its_worker_was_started(monkeypatch, tmp_path):
     """The step before a run makes `flows` importable, and relative paths mean the folder of the worker."""
+    monkeypatch.delenv(FOLDER, raising=False)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if Path(entry or os.getcwd()).resolve() != ROOT])
     monkeypatch.setenv("PWD", str(tmp_path))
     assert enter_flows() == {"directory": str(tmp_path)}
     assert str(ROOT) in sys.path
 
 
+@pytest.mark.parametrize(
+    ("said", "begins"),
+    [({FOLDER: "/data", "PWD": "/opt"}, "/data"), ({FOLDER: "/data"}, "/data"), ({}, "/")],
+)
+def test_relative_paths_never_begin_in_the_temporary_folder_of_a_run(monkeypatch, tmp_path, said, begins):
+    """They begin where the environment says; where it says nothing, at the root, and no output is deleted."""
+    for name in (FOLDER, "PWD"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    assert enter_flows() == {"directory": begins}
+
+
+def test_relative_paths_begin_on_the_volume_of_a_container():
+    """What the image says is where each way to start it mounts the models: compose, Docker, Kubernetes."""
+    (folder,) = re.findall(rf"\b{FOLDER}=(\S+)", DOCKERFILE)
+    worker = read("compose.yaml")["services"]["worker"]
+    template = json.loads((FILES / "kubernetes" / "job-template.json").read_text(encoding="utf-8"))
+    pod = template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
+    mounts = [*worker["volumes"], *read("prefect-docker.yaml")["definitions"]["pool"]["job_variables"]["volumes"]]
+    places = [mount.rpartition(":")[2] for mount in mounts]
+    places += [mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]]
+    assert set(places) == {folder}
+
+
 @pytest.mark.parametrize("name", COMPOSE)
 def test_a_compose_file_is_one(name: str):
     """Each says nothing that the Compose specification does not know."""
-    assert parse_compose((FOLDER / name).read_text(encoding="utf-8")).service_names()
+    assert parse_compose((FILES / name).read_text(encoding="utf-8")).service_names()
 
 
 def test_a_compose_file_that_is_none_is_found():
@@ -108,9 +135,9 @@ def parse_compose(text: str) -> compose_spec.PyCompose:
 
 def test_a_compose_file_holds_no_secret_and_names_what_is_asked_for():
     """A password comes from the environment only, and each variable that is read stands in the example of a .env."""
-    text = (FOLDER / "compose.yaml").read_text(encoding="utf-8")
+    text = (FILES / "compose.yaml").read_text(encoding="utf-8")
     assert re.findall(r"^.*PASSWORD: (?!\$\{POSTGRES_PASSWORD:\?)", text, re.MULTILINE) == []
-    example = (FOLDER / ".env.example").read_text(encoding="utf-8")
+    example = (FILES / ".env.example").read_text(encoding="utf-8")
     assert set(re.findall(r"\$\{(\w+)", text)) == set(re.findall(r"^#?(\w+)=", example, re.MULTILINE))
     assert re.findall(r"^(?:POSTGRES_PASSWORD|#HF_TOKEN)=.+$", example, re.MULTILINE) == []
 
@@ -133,7 +160,7 @@ def test_nothing_is_sent_to_prefect():
 def test_images_are_pinned():
     """Every image that is not ours has an exact version, and Prefect's is the one that constraints.txt names."""
     constraints = (ROOT / "constraints.txt").read_text(encoding="utf-8")
-    worker = (FOLDER / "kubernetes" / "worker.yaml").read_text(encoding="utf-8")
+    worker = (FILES / "kubernetes" / "worker.yaml").read_text(encoding="utf-8")
     (prefect,) = re.findall(r"image: prefecthq/prefect:(\d+\.\d+\.\d+)-", worker)
     assert f"\nprefect=={prefect}\n" in constraints
     images = [service.get("image", "") for name in COMPOSE for service in read(name)["services"].values()]
@@ -157,7 +184,7 @@ def test_the_image_has_the_version_of_the_package_and_a_user_that_is_not_root():
     """Label, tags and user are what the files that start the image expect."""
     assert f'org.opencontainers.image.version="{VERSION}"' in DOCKERFILE
     (user,) = re.findall(r"^USER (\d+)$", DOCKERFILE, re.MULTILINE)
-    template = json.loads((FOLDER / "kubernetes" / "job-template.json").read_text(encoding="utf-8"))
+    template = json.loads((FILES / "kubernetes" / "job-template.json").read_text(encoding="utf-8"))
     pod = template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
     assert pod["securityContext"]["runAsUser"] == int(user) != 0
     images = {s["image"] for name in COMPOSE for s in read(name)["services"].values() if "xmerge" in s.get("image", "")}
@@ -167,14 +194,14 @@ def test_the_image_has_the_version_of_the_package_and_a_user_that_is_not_root():
 
 def test_a_job_gives_a_run_storage_and_the_gpus_it_asks_for():
     """The job template has a variable for everything it leaves open, and its claim is the one that is applied."""
-    template = json.loads((FOLDER / "kubernetes" / "job-template.json").read_text(encoding="utf-8"))
+    template = json.loads((FILES / "kubernetes" / "job-template.json").read_text(encoding="utf-8"))
     variables = template["variables"]["properties"]
     used = set(re.findall(r"\{\{ (\w+) \}\}", json.dumps(template["job_configuration"])))
     assert used == set(variables)
     job = template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
     assert job["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "{{ gpus }}"
     assert variables["gpus"]["default"] == 0
-    storage = (FOLDER / "kubernetes" / "storage.yaml").read_text(encoding="utf-8")
+    storage = (FILES / "kubernetes" / "storage.yaml").read_text(encoding="utf-8")
     claims = {each["metadata"]["name"] for each in yaml.safe_load_all(storage) if "Claim" in each["kind"]}
     assert claims == {variables["claim"]["default"]}
     known = set(

@@ -15,6 +15,8 @@ from types import ModuleType
 from xmerge.errors import XmergeError
 
 PACKAGE = Path(__file__).resolve().parents[1]
+FOLDER = "XMERGE_FOLDER"
+"""The environment variable that says where the relative paths of a deployed run begin."""
 
 
 def find_flows() -> Path:
@@ -49,4 +51,5 @@ def enter_flows() -> dict[str, str]:
     A worker gives each run a temporary folder to work in, and an output named by a relative path would go with it.
     """
     put_flows_on_path()
-    return {"directory": os.environ.get("PWD") or os.getcwd()}
+    # Without a shell nothing sets PWD; then the root, as for any service, where nothing is deleted afterwards.
+    return {"directory": os.environ.get(FOLDER) or os.environ.get("PWD") or os.sep}
