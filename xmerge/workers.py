@@ -5,6 +5,7 @@ A library that carries exceptions between processes drops what caused them, and 
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from collections.abc import Callable
@@ -53,3 +54,8 @@ def carry_out(run: str, work: Callable[..., Value], *arguments: Any) -> Told[Val
         except XmergeError as error:
             cause = error.__cause__
             return Told(name_worker(), error=error, cause=cause if isinstance(cause, OSError) else None)
+
+
+async def carry_out_aside(run: str, work: Callable[..., Value], *arguments: Any) -> Told[Value]:
+    """The same in a thread, because a worker that does not listen is taken for dead."""
+    return await asyncio.to_thread(carry_out, run, work, *arguments)

@@ -18,7 +18,7 @@ from prefect_dask import DaskTaskRunner
 from xmerge.errors import PlanError, WorkerLostError
 from xmerge.interrupt import stop_run
 from xmerge.runners import RunnerName
-from xmerge.workers import Told, carry_out
+from xmerge.workers import Told, carry_out, carry_out_aside
 
 LOCAL: dict[str, Any] = {
     "threads_per_worker": 1,
@@ -45,7 +45,7 @@ class DaskWorkers:
 
     def __init__(self, client: Client, name: str) -> None:
         self.name = name
-        self._client, self._run = client, uuid.uuid4().hex
+        self._client, self._run = client, _new_run()
 
     def submit(self, work: Callable[..., Value], *arguments: Any, gpu: bool = False) -> Future[Told[Value]]:
         """Have a worker call a function; another one does, if that worker dies."""
@@ -64,7 +64,7 @@ class DaskWorkers:
             self._client.wait_for_workers(1, timeout=SECONDS_FOR_WORKERS)
         except TimeoutError as error:
             raise PlanError(f"{self.name} has no workers.", remedy="start some with 'dask worker ADDRESS'.") from error
-        return dict(self._client.run(_carry_out_aside, self._run, work, *arguments))
+        return dict(self._client.run(carry_out_aside, self._run, work, *arguments))
 
     def count_slots(self, device: str) -> int:
         """How many calls can be under way at once; 0 if no worker is there."""
@@ -84,7 +84,9 @@ class DaskWorkers:
 
     def stop(self) -> None:
         """End what this run has under way on the workers, at their next blocks."""
-        self._client.run(stop_run, self._run, on_error="ignore")
+        # Another name at once: whoever shares this cluster goes on with the next recipe.
+        stopped, self._run = self._run, _new_run()
+        self._client.run(stop_run, stopped, on_error="ignore")
 
     def _count_gpus(self) -> int:
         workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
@@ -116,12 +118,12 @@ def open_dask(name: RunnerName, count: int) -> Iterator[DaskWorkers]:
         yield DaskWorkers(client, told)
 
 
+def _new_run() -> str:
+    """A name by which workers know what is to be stopped."""
+    return uuid.uuid4().hex
+
+
 async def _greet(address: str) -> None:
     """Shake hands with a scheduler; Dask's client waits without end for one that takes the call and says nothing."""
     comm = await connect(address, **Security().get_connection_args("client"))
     await comm.close()
-
-
-async def _carry_out_aside(run: str, work: Callable[..., Value], *arguments: Any) -> Told[Value]:
-    """Call a function in a thread, because a worker that does not listen is taken for dead."""
-    return await asyncio.to_thread(carry_out, run, work, *arguments)

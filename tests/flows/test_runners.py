@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,7 @@ DEATHS_ALLOWED = 1
 UNSHARE = shutil.which("unshare") or ""
 CAN_HIDE = bool(UNSHARE) and subprocess.run([UNSHARE, "--mount", "true"], check=False).returncode == 0
 ROOT = Path(__file__).resolve().parents[2]
+WORKER = "distributed.cli.dask_worker"
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +175,7 @@ def test_a_stop_reaches_the_workers_and_leaves_them_alive(bench: Bench, workers,
 @pytest.mark.parametrize("kind", ["dask", "ray"])
 def test_whoever_takes_the_call_and_says_nothing_is_named(bench: Bench, monkeypatch, kind):
     """A port where something else listens refuses the run in seconds."""
-    monkeypatch.setattr(import_module(f"flows.{kind}_workers"), "SECONDS_TO_CONNECT", 0.5)
+    monkeypatch.setattr(import_module(f"flows.runners.{kind}"), "SECONDS_TO_CONNECT", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
         with pytest.raises(PlanError) as caught:
@@ -184,12 +186,48 @@ def test_whoever_takes_the_call_and_says_nothing_is_named(bench: Bench, monkeypa
 @pytest.mark.skipif(not CAN_HIDE, reason="a worker cannot be given a file system of its own here (unshare -m)")
 def test_a_worker_without_the_storage_is_named(bench: Bench, workers):
     """A worker whose machine has other folders in the places of ours fails the run before any weight is read."""
-    with hidden_worker(workers, bench.place), pytest.raises(StorageError) as caught:
+    script = 'mount -t tmpfs none "$1" && shift && exec "$@"'
+    hidden = [UNSHARE, "--mount", "sh", "-c", script, "sh", str(bench.place), sys.executable, "-m", WORKER]
+    with one_more_worker(workers, hidden, ROOT), pytest.raises(StorageError) as caught:
         bench.merge(task_runner=name_of(workers))
     assert "does not see the storage of this merge" in caught.value.what
     assert str(bench.place) in (caught.value.where or "")
     assert "docs/scaling.md" in (caught.value.remedy or "")
     assert not bench.out.exists()
+
+
+def test_a_worker_needs_nothing_but_xmerge(bench: Bench, workers, expected):
+    """One that has the library, and neither flows nor tasks on its path, is asked and merges like the others."""
+    (bench.place / "path").mkdir()
+    (bench.place / "path" / "xmerge").symlink_to(ROOT / "xmerge")
+    script = "import runpy, sys; sys.path[:] = [sys.argv.pop(1), *(each for each in sys.path if each != sys.argv[1])]; "
+    script += f"del sys.argv[1]; runpy.run_module({WORKER!r}, run_name='__main__')"
+    command = [sys.executable, "-c", script, str(bench.place / "path"), str(ROOT)]
+    with one_more_worker(workers, command, bench.place) as address:
+        assert workers.run(find_spec, "flows", workers=[address]) == {address: None}
+        bench.merge(task_runner=name_of(workers))
+    assert digest(bench.out) == expected
+
+
+def test_a_recipe_that_fails_on_a_cluster_does_not_stop_the_next(bench: Bench, workers, expected):
+    """Layers of it that are under way end; those of the next recipe are not among them."""
+    from safetensors.torch import load_file, save_file
+
+    from flows.many import merge_many
+
+    shutil.copytree(bench.models / "donor", bench.place / "bad")
+    weights = load_file(bench.place / "bad" / "model.safetensors")
+    weights["model.layers.0.mlp.up_proj.weight"][0, 0] = float("nan")
+    save_file(weights, bench.place / "bad" / "model.safetensors", metadata={"format": "pt"})
+    bad, good = bench.place / "bad.yml", bench.place / "good.yml"
+    good.write_text(bench.recipe(), encoding="utf-8")
+    bad.write_text(bench.recipe().replace(str(bench.models / "donor"), str(bench.place / "bad")), encoding="utf-8")
+    state = merge_many(
+        [str(bad), str(good)], str(bench.out), trial=False, task_runner=name_of(workers), return_state=True
+    )
+    assert state.is_failed()
+    assert state.message == "1 of 2 recipes are merged; failed: bad.yml"
+    assert digest(bench.out / "good") == expected
 
 
 def test_many_recipes_share_one_cluster(bench: Bench, workers, monkeypatch, expected):
@@ -267,20 +305,18 @@ def read_command(pid: int) -> bytes:
 
 
 @contextmanager
-def hidden_worker(cluster: Client, folder: Path) -> Iterator[None]:
-    """One more worker, in a mount namespace where an empty file system lies over a folder."""
-    command = [sys.executable, "-m", "distributed.cli.dask_worker", cluster.scheduler.address, "--no-nanny"]
-    command += ["--nthreads", "1", "--no-dashboard"]
-    script = 'mount -t tmpfs none "$1" && shift && exec "$@"'
+def one_more_worker(cluster: Client, command: list[str], folder: Path) -> Iterator[str]:
+    """One that a command starts in a folder; its address."""
+    before = set(cluster.nthreads())
     worker = subprocess.Popen(
-        [UNSHARE, "--mount", "sh", "-c", script, "sh", str(folder), *command],
+        [*command, cluster.scheduler.address, "--no-nanny", "--nthreads", "1", "--no-dashboard"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        cwd=ROOT,
+        cwd=folder,
     )
     try:
         assert wait_until(lambda: len(cluster.nthreads()) == 3)
-        yield
+        yield next(address for address in cluster.nthreads() if address not in before)
     finally:
         worker.kill()
         worker.wait()
