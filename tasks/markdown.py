@@ -26,14 +26,19 @@ def show_plain(text: str, most: int = MAX_CELL) -> str:
 def show_cell(text: str) -> str:
     """Text for a cell of Prefect's tables, which one of its user interfaces shows as it is and the other as Markdown.
 
-    Nothing can be escaped there, so signs that would make a tag, a link or a list give way to others that look alike.
+    Nothing can be escaped there, so signs that would make a tag or a link, and at the beginning a title or a list,
+    give way to others that look alike.
     """
-    shown = show_plain(text).translate(_LOOK_ALIKES)
-    return "\u2013" if shown == "-" else shown
+    shown = show_plain(text).strip().translate(_LOOK_ALIKES)
+    return _LEADING.sub(lambda found: found[0].translate(_LEADING_LOOK_ALIKES), shown)
 
 
 _LOOK_ALIKES = str.maketrans("<>[]`", "\u2039\u203a\uff3b\uff3d\u02cb")
 """Angle quotation marks, wide brackets, a grave accent by itself."""
+_LEADING = re.compile(r"^(?:#+|(?:[-+*_]|\d+[.)])(?=\s|$)|[-*_~]{3})")
+"""What makes a title, a list, a rule or a block of code of the text behind it; a number with a fraction does not."""
+_LEADING_LOOK_ALIKES = str.maketrans("#-+*_~.)", "\uff03\u2013\uff0b\uff0a\uff3f\uff5e\u2024\uff09")
+"""Wide signs, a short dash, and the dot of a leader."""
 
 
 def draw_code(lines: Iterable[str]) -> str:

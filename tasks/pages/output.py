@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from prefect.artifacts import create_markdown_artifact
 
@@ -38,4 +39,6 @@ def draw_output(publication: Publication) -> str:
 
 def _quote_url(url: str) -> str:
     """An address that ends where it ends: without what would close the link around it."""
-    return "".join(sign if sign.isprintable() and sign not in "<>\\ " else f"%{ord(sign) % 256:02X}" for sign in url)
+    return "".join(
+        sign if sign.isprintable() and sign not in "<>\\ " else quote(sign, safe="", errors="replace") for sign in url
+    )

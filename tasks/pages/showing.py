@@ -38,6 +38,7 @@ class _Api:
     """Whether it is worth asking: a server that is gone costs seconds each time, and a merge has many pages."""
 
     away_until = -math.inf
+    left_out = 0
 
 
 def try_to_show(what: str, show: Callable[[], Shown]) -> Shown | None:
@@ -46,13 +47,25 @@ def try_to_show(what: str, show: Callable[[], Shown]) -> Shown | None:
     One retry instead of Prefect's five, which take a minute.
     """
     if time.monotonic() < _Api.away_until:
+        _Api.left_out += 1
         return None
+    _tell_left_out()
     try:
         with temporary_settings(updates={PREFECT_CLIENT_MAX_RETRIES: 1}):
             return show()
-    except (httpx.HTTPError, PrefectException) as error:
+    except httpx.TransportError as error:
         _Api.away_until = time.monotonic() + SECONDS_WITHOUT_PAGES
+        told = "the %s could not be shown in Prefect, and nothing more is for %.0f s: %s"
+        get_run_logger().warning(told, what, SECONDS_WITHOUT_PAGES, error)
+    except (httpx.HTTPError, PrefectException) as error:
+        # It has answered: what it refuses of one page, or cannot do now, says nothing of the next.
         get_run_logger().warning("the %s could not be shown in Prefect: %s", what, error)
     except Exception:  # noqa: BLE001 - a page with a bug in it is no reason to lose hours of work
         get_run_logger().exception("the %s could not be drawn: a bug", what)
     return None
+
+
+def _tell_left_out() -> None:
+    if _Api.left_out:
+        get_run_logger().warning("while the server did not answer, %d pages or updates were left out", _Api.left_out)
+        _Api.left_out = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prefect.logging import disable_run_logger
+from markdown_it import MarkdownIt
 from prefect.types.names import validate_valid_asset_key
 
 from flows.naming import LONGEST_PART, MOST_TAGS, draw_name, list_tags
@@ -36,6 +37,7 @@ from xmerge.validation import ValidationReport
 from xmerge.validation.findings import Finding
 
 HOSTILE = "a|b`</td><img src=x onerror=alert(1)>[x](javascript:y) \u202ewww.evil.com\u200b\n# title"
+MARKDOWN = MarkdownIt("commonmark")
 
 
 THREADS = RunnerName(kind="thread")
@@ -112,6 +114,18 @@ def test_a_cell_holds_no_tag_and_no_link(text):
     assert len(cell) <= MAX_CELL
 
 
+@given(st.text(alphabet=st.sampled_from("#-+*_~=.)12 a>`|")))
+def test_a_cell_is_a_paragraph_and_nothing_else(text):
+    """Read as Markdown it is no title, no list, no rule and no block of code, whatever it begins with."""
+    assert {token.type for token in MARKDOWN.parse(show_cell(text))} <= {"paragraph_open", "inline", "paragraph_close"}
+
+
+@pytest.mark.parametrize("text", ["1.5 GB", "-0.5", "layers.0-3", "a - b", "2 of 3"])
+def test_a_cell_that_does_nothing_stays_as_it_is(text):
+    """Numbers and names are what they were, so that they can be copied from a table."""
+    assert show_cell(text) == text
+
+
 @given(st.lists(st.text(alphabet=st.sampled_from("`~ a\n\u202e"))))
 def test_no_line_of_a_code_block_ends_it(lines):
     """A block has the lines that it was given, between two fences that are longer than any run in them."""
@@ -146,6 +160,12 @@ def test_a_hostile_address_stays_in_its_link():
     page = draw_output(Publication(folder=Path("/out"), repo=HOSTILE, url="https://hub/x> <img src=y>\n", commit="c0"))
     assert "<img" not in page
     assert "(<https://hub/x%3E%20%3Cimg%20src=y%3E%0A>)" in page
+
+
+def test_an_address_means_what_the_hub_said():
+    """A sign that cannot be seen is written as its bytes in UTF-8, by which an address names it."""
+    page = draw_output(Publication(folder=Path("/out"), repo="org/name", url="https://hub/a\u202eb\u00ad", commit="c0"))
+    assert "(<https://hub/a%E2%80%AEb%C2%AD>)" in page
 
 
 def test_tables_and_lists_are_bounded(plan, monkeypatch):
@@ -256,18 +276,45 @@ def test_the_picture_is_told_in_numbers_too(plan):
     assert draw_distance(plan, {"attn_q": {0: Cell(0.25, changed=True)}}).count("data:image/png;base64,") == 1
 
 
-def test_a_server_that_is_away_is_left_alone(monkeypatch):
-    """One page pays for asking it; those of the next minute are not made, and each is missed without an error."""
+@pytest.fixture
+def log(monkeypatch) -> list[str]:
+    """What is told while pages are made, by a server that has answered so far."""
+    said: list[str] = []
+    logger = logging.getLogger("tests.pages")
+    monkeypatch.setattr(logger, "warning", lambda text, *values: said.append(text % values))
+    monkeypatch.setattr("tasks.pages.showing.get_run_logger", lambda: logger)
     monkeypatch.setattr("tasks.pages.showing._Api.away_until", 0.0)
+    monkeypatch.setattr("tasks.pages.showing._Api.left_out", 0)
+    return said
+
+
+def test_a_server_that_is_away_is_left_alone(monkeypatch, log):
+    """One page pays for asking it; those of the next minute are not made, and their number is told once."""
     asked: list[str] = []
 
     def ask() -> str:
         asked.append("once")
         raise httpx.ConnectError("no route to host")
 
-    with disable_run_logger():
-        assert try_to_show("plan", ask) is None
-        assert try_to_show("plan", ask) is None
-        assert asked == ["once"]
-        monkeypatch.setattr("tasks.pages.showing._Api.away_until", 0.0)
-        assert try_to_show("plan", lambda: "shown") == "shown"
+    for page in ("plan", "progress", "layers"):
+        assert try_to_show(page, ask) is None
+    assert asked == ["once"]
+    monkeypatch.setattr("tasks.pages.showing._Api.away_until", 0.0)
+    for page in ("distance", "validation"):
+        assert try_to_show(page, lambda: "shown") == "shown"
+    assert log == [
+        "the plan could not be shown in Prefect, and nothing more is for 60 s: no route to host",
+        "while the server did not answer, 2 pages or updates were left out",
+    ]
+
+
+@pytest.mark.parametrize("status", [409, 413, 422, 503])
+def test_a_page_that_is_refused_is_missed_alone(log, status):
+    """A server that has answered is asked for the next page at once."""
+
+    def refuse() -> httpx.Response:
+        return httpx.Response(status, request=httpx.Request("POST", "http://server/api/artifacts/")).raise_for_status()
+
+    assert try_to_show("plan", refuse) is None
+    assert try_to_show("layers", lambda: "shown") == "shown"
+    assert [said.partition(":")[0] for said in log] == ["the plan could not be shown in Prefect"]
