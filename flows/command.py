@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows.server.settings import apply_settings
 from xmerge.config import load_stages
-from xmerge.errors import XmergeError
+from xmerge.errors import Interrupted, XmergeError
 from xmerge.interrupt import clear_stop
 from xmerge.progress import Reporter
 from xmerge.signals import StopSignals, interruption, leave_anyway, stop_on_signals
@@ -138,7 +138,7 @@ class _FlowCall:
         reported = not thread.is_alive() and (self._raised is None or self._raised is self._watch.failure)
         recorded = reported and self._record()
         error = self._find_error()
-        if self._signals.came and thread.is_alive():
+        if isinstance(error, Interrupted) and thread.is_alive():
             self._report_interruption()
         if self._signals.came or not recorded:
             leave_anyway(_exit_code(error, self._watch.outcome))
@@ -185,10 +185,10 @@ class _FlowCall:
         return sent and all(wait_for_history(run, tasks, patience) for run, tasks in self._watch.list_runs())
 
     def _report_interruption(self) -> None:
-        """Say that the flow was interrupted: a run of which nobody says so is called crashed by the next command."""
+        """Say which flows were interrupted: a run of which nobody says so is called crashed by the next command."""
         from flows.server.history import report_interruption
 
-        for run, _ in self._watch.list_runs():
+        for run in self._watch.list_unfinished():
             report_interruption(run)
 
     def _find_error(self) -> BaseException | None:

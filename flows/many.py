@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from prefect import flow
+from prefect import flow, runtime
 from prefect.client.schemas.objects import State
 from prefect.exceptions import CancelledRun
 from prefect.logging import get_run_logger
@@ -62,7 +62,7 @@ def merge_many(
         task_runner: Where layers are merged: thread, dask or ray; dask:ADDRESS or ray:ADDRESS for a running cluster.
     """
     watch = current_watch()
-    watch.flow_run_id = str(find_run_id())
+    watch.flow_run_id, watch.flow_run_name = str(find_run_id()), runtime.flow_run.name
     options = {"device": device, "workers": workers, "trial": trial, "fetch": fetch, "task_runner": task_runner}
     try:
         outcome = _merge_all([Path(each) for each in recipes], Path(out), Path(store) if store else None, options)

@@ -57,8 +57,21 @@ class RunWatch:
 
     def list_runs(self) -> list[tuple[str, int]]:
         """(flow run, how many task runs it has begun) of the flow and of those that it has called."""
-        own = [(self.flow_run_id, self.task_runs)] if self.flow_run_id else []
-        return own + [run for child in self.children for run in child.list_runs()]
+        return [(watch.flow_run_id, watch.task_runs) for watch in self.walk() if watch.flow_run_id]
+
+    def list_unfinished(self) -> list[str]:
+        """Of the same flow runs, those of which nothing has come yet."""
+        return [
+            watch.flow_run_id
+            for watch in self.walk()
+            if watch.flow_run_id and watch.outcome is None and watch.failure is None
+        ]
+
+    def walk(self) -> Iterator[RunWatch]:
+        """This one, and those of the flows that it has called."""
+        yield self
+        for child in self.children:
+            yield from child.walk()
 
 
 _watch: ContextVar[RunWatch | None] = ContextVar("xmerge_run_watch", default=None)

@@ -48,14 +48,16 @@ def show_pages(port: int, tell: Callable[[dict[str, Any]], None], reporter: Repo
 def find_last_run(api: Api) -> dict[str, Any] | None:
     """The run of one of our flows that began last: its name, its state and its page."""
     from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import FlowFilter, FlowFilterName
+    from prefect.client.schemas.filters import FlowFilter, FlowFilterName, FlowRunFilter, FlowRunFilterStartTime
     from prefect.client.schemas.sorting import FlowRunSort
 
     from flows.catalogue import FLOW_NAMES
 
     ours = FlowFilter(name=FlowFilterName(any_=FLOW_NAMES))
+    # A planned run is sorted by when it is expected to begin, and so comes before all that have begun.
+    begun = FlowRunFilter(start_time=FlowRunFilterStartTime(is_null_=False))
     with get_client(sync_client=True) as client:
-        runs = client.read_flow_runs(flow_filter=ours, sort=FlowRunSort.START_TIME_DESC, limit=1)
+        runs = client.read_flow_runs(flow_filter=ours, flow_run_filter=begun, sort=FlowRunSort.START_TIME_DESC, limit=1)
     return next(
         ({"id": str(run.id), "name": run.name, "state": run.state_name, "url": api.page(str(run.id))} for run in runs),
         None,

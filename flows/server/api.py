@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +26,9 @@ from xmerge.errors import PlanError
 from xmerge.progress import Reporter
 
 SECONDS_TO_ANSWER = 5.0
+RETRIES = 3
+"""Of each call, with pauses that double: enough for a database that others have just locked. Prefect's five take a
+minute, and the server of a command never comes back once it is gone."""
 
 
 class Api(ABC):
@@ -98,9 +102,9 @@ class EmbeddedApi(Api):
             PREFECT_API_URL: self.url,
             # A run that dies here is known by its process, and joining the heartbeat's thread takes a second.
             PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
-            # It never comes back once it is gone.
-            PREFECT_CLIENT_MAX_RETRIES: 1,
         }
+        if PREFECT_CLIENT_MAX_RETRIES.name not in os.environ:
+            self.settings[PREFECT_CLIENT_MAX_RETRIES] = RETRIES
 
     @override
     def wait(self) -> None:

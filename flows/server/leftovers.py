@@ -5,6 +5,7 @@ Prefect itself leaves them running for ever, unless an automation listens for he
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -32,6 +33,7 @@ from xmerge.progress import Reporter
 
 LABEL = "xmerge.process"
 UNDER_WAY = [StateType.RUNNING, StateType.CANCELLING]
+TIME_TO_SIGN = timedelta(seconds=10)
 
 
 def sign_run(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
@@ -56,8 +58,14 @@ def _find_dead(client: SyncPrefectClient) -> list[tuple[FlowRun, Process]]:
         flow_filter=FlowFilter(name=FlowFilterName(any_=FLOW_NAMES)),
         flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=UNDER_WAY))),
     )
-    signed = [(run, _read_label(run.labels.get(LABEL))) for run in runs]
+    signed = [(run, _read_label(run.labels.get(LABEL))) for run in runs if not _may_be_unsigned(run)]
     return [(run, process) for run, process in signed if process is not None and process.is_dead()]
+
+
+def _may_be_unsigned(run: FlowRun) -> bool:
+    """Whether a run has just begun once more, and so may still bear the sign of the process that had it before."""
+    assert run.state is not None
+    return run.run_count > 1 and datetime.now(UTC) - run.state.timestamp < TIME_TO_SIGN
 
 
 def _read_label(label: object) -> Process | None:

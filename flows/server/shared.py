@@ -108,9 +108,10 @@ class EmbeddedServer:
     def _end(self) -> None:
         for number in (signal.SIGTERM, signal.SIGKILL):
             deadline = time.monotonic() + STOP_PATIENCE
-            if _is_held(self._folder / SERVER):
+            # Not the one that was there at first: that may have died, and another command have started this one.
+            if _is_held(self._folder / SERVER) and (address := _read_address(self._folder)):
                 with suppress(ProcessLookupError):
-                    os.kill(self.address.pid, number)
+                    os.kill(address.pid, number)
             while _is_held(self._folder / SERVER) and time.monotonic() < deadline:
                 time.sleep(0.02)
 

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.sorting import FlowRunSort
 
 from tests.flows.tiny import LAYERS, Bench, digest
-from xmerge.errors import CheckpointError, ConfigError, InUseError
+from xmerge.errors import CheckpointError, ConfigError, Interrupted, InUseError
 from xmerge.lock import hold_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("api_url")]
@@ -20,6 +22,34 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("api_url")]
 UNITS = LAYERS + 2
 THIRD = LAYERS // 3
 ROOT = Path(__file__).resolve().parents[2]
+
+STUCK_IN_THE_SECOND = """
+import os, signal, sys, time
+from flows.command import run_flow
+from xmerge import engine
+from xmerge.errors import XmergeError
+
+real, stages = engine.merge_layer, []
+
+def stuck(*args):
+    if "recipe-1.yml" in stages:
+        stages.clear()
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(4)
+    return real(*args)
+
+class Reporter:
+    stage = staticmethod(stages.append)
+    def plan_ready(self, plan): pass
+    def note(self, text): pass
+    def layer_done(self, result, done, total): pass
+
+engine.merge_layer = stuck
+try:
+    run_flow("flows.many", "merge_many", {"recipes": sys.argv[1:2], "out": sys.argv[2], "trial": False}, Reporter())
+except XmergeError as error:
+    sys.exit(error.exit_code)
+"""
 
 
 def write_recipes(bench: Bench, count: int) -> Path:
@@ -42,6 +72,7 @@ def merge_all(recipes: Path, out: Path) -> tuple[str, dict[str, Any]]:
     watch_run(watch)
     state = merge_many([str(recipes)], str(out), trial=False, return_state=True)
     assert watch.outcome is not None
+    assert watch.flow_run_name == f"merge many into {out}"
     return str(state.type.value), watch.outcome
 
 
@@ -91,7 +122,6 @@ def test_the_others_are_merged_when_one_fails(bench: Bench):
 def test_the_summary_is_a_page(bench: Bench):
     """The run's page has a row for each recipe, and the disk that all of it takes."""
     merge_all(write_recipes(bench, 2), bench.out)
-    from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
     with get_client(sync_client=True) as client:
@@ -129,3 +159,13 @@ def test_the_command_tells_each_outcome_and_ends_with_the_code_of_a_failure(benc
     assert "bad.yml: failed\n  ConfigError: there is no merge method 'slrp'; did you mean 'slerp'?" in ran.stdout
     assert f"recipe-0.yml: merged, {UNITS} layers made, 0 reused" in ran.stdout
     assert "outputs on disk, shared shards once: " in ran.stdout
+
+
+def test_a_signal_leaves_what_is_merged_as_it_is(bench: Bench, api_url):
+    """Of two recipes the first is done and the second stuck when Ctrl-C comes: only the first run has completed."""
+    words = ["-c", STUCK_IN_THE_SECOND, str(write_recipes(bench, 2)), str(bench.out)]
+    ran = subprocess.run([sys.executable, *words], cwd=ROOT, env=os.environ | {"PREFECT_API_URL": api_url}, check=False)
+    assert ran.returncode == Interrupted.exit_code
+    with get_client(sync_client=True) as client:
+        runs = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=3)
+    assert [run.state_name for run in runs] == ["Interrupted", "Completed", "Interrupted"]

@@ -93,6 +93,22 @@ def test_a_server_lives_as_long_as_its_last_user(home):
         assert not answers(second.api_url)
 
 
+def test_the_last_user_ends_the_server_that_runs(home):
+    """Also where the one that it found at first was killed, and another command has started a new one."""
+    with temporary_settings(updates={PREFECT_HOME: home.parent / "other"}):
+        last = EmbeddedServer()
+        last.wait()
+        os.kill(last.address.pid, signal.SIGKILL)
+        wait_until(lambda: not answers(last.api_url), "the first server is gone")
+        other = EmbeddedServer()
+        other.wait()
+        other.stop()
+        assert other.is_new
+        assert answers(other.api_url)
+        last.stop()
+        assert not answers(other.api_url)
+
+
 def test_a_merge_outlives_the_server_it_reports_to(bench: Bench, home, calls):
     """Killed for ever in the middle, it costs the merge neither its output nor its exit code, and little time."""
     with temporary_settings(updates={PREFECT_HOME: home}):
