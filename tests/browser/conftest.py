@@ -21,7 +21,7 @@ from prefect.client.schemas.actions import WorkPoolCreate  # noqa: E402
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings  # noqa: E402
 
 from flows.catalogue import FLOWS  # noqa: E402
-from tests.browser.models import write_models  # noqa: E402
+from tests.browser.models import new_folder, write_models  # noqa: E402
 from tests.browser.pages import Pages  # noqa: E402
 from tests.servers.runs import deploy  # noqa: E402
 from tests.servers.server import Server  # noqa: E402
@@ -42,16 +42,21 @@ FLAGS = [
 POOL = "xmerge"
 SHOTS = "XMERGE_SCREENSHOTS"
 """The environment variable that names a folder for pictures of the pages; without it none are taken."""
+SEEN = Path("/srv/models")
+"""Where the models lie in the pictures: made for them, and removed."""
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Iterator[Path]:
     """A folder with two models; where pictures are taken, one whose name may be seen."""
-    folder = Path("/srv/models") if SHOTS in os.environ else Path(tmp_path_factory.mktemp("models"))
-    write_models(folder)
-    yield folder
-    if SHOTS in os.environ:
-        shutil.rmtree(folder)
+    if SHOTS not in os.environ:
+        folder = Path(tmp_path_factory.mktemp("models"))
+        write_models(folder)
+        yield folder
+        return
+    with new_folder(SEEN) as folder:
+        write_models(folder)
+        yield folder
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +12,20 @@ LAYERS, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, FFN, VOCAB = 16, 640, 10, 2, 64, 1920
 CLASSES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 NAMES = {"llama": "llama-3.2-1b", "qwen3": "qwen3-0.6b"}
 """Family -> what its model is called; no more than names, for random weights."""
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder that is removed afterwards, with what is in it.
+
+    Raises:
+        FileExistsError: It is there already, and so somebody else's.
+    """
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
 
 
 def write_models(folder: Path) -> None:

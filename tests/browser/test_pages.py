@@ -12,7 +12,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import TaskRun
 
-from tests.browser.models import LAYERS
+from tests.browser.models import LAYERS, new_folder
 from tests.browser.pages import MILLISECONDS, Pages
 from tests.servers.processes import wait_until
 from tests.servers.runs import read_run, start_run, wait_for_end
@@ -22,6 +22,8 @@ pytestmark = pytest.mark.slow
 
 SECONDS_TO_STOP = 10.0
 """Fewer than the thirty after which Prefect kills a run that does not stop."""
+SECONDS_TO_END = 35.0
+"""Those thirty, and time for the worker to say so."""
 DELLA = {"weight": 0.5, "density": 0.5, "epsilon": 0.2}
 
 
@@ -110,7 +112,9 @@ def test_a_run_is_cancelled_and_resumed(pages: Pages, deployment: UUID, place: P
     wait_until(lambda: count_layers(run)["Completed"] >= 3, "three layers are merged")
     pages.choose_in_menu("Cancel", "Cancel Flow Run")
     wait_for_end(run)
-    assert measure_stop(run) < SECONDS_TO_STOP
+    stopped, cancelled = measure_stop(run)
+    assert stopped < SECONDS_TO_STOP
+    assert cancelled < SECONDS_TO_END
     pages.open_run(run)
     pages.sees("Cancelled")
     pages.shoot("cancelled", height=512)
@@ -144,6 +148,17 @@ def test_a_crashed_run_is_run_again(pages: Pages, deployment: UUID, place: Path,
     assert out.exists()
 
 
+def test_a_folder_of_somebody_else_is_not_taken_for_pictures(tmp_path: Path):
+    """Where the models of the pictures are to lie, nothing may be: what is there stays."""
+    (tmp_path / "kept").touch()
+    with pytest.raises(FileExistsError), new_folder(tmp_path):
+        pytest.fail("it was taken")
+    assert (tmp_path / "kept").exists()
+    with new_folder(tmp_path / "models") as made:
+        (made / "llama").mkdir()
+    assert not made.exists()
+
+
 def start_merge(deployment: UUID, out: Path) -> UUID:
     """A run that takes about a second for each layer, one at a time."""
     models = out.parent
@@ -171,13 +186,13 @@ def list_layers(run: UUID) -> list[TaskRun]:
     return [task for task in tasks if task.name.startswith("merge layer ")]
 
 
-def measure_stop(run: UUID) -> float:
-    """Seconds from the wish to cancel a run to the end of the last layer in work."""
+def measure_stop(run: UUID) -> tuple[float, float]:
+    """Seconds from the wish to cancel a run to the end of the last layer, and to the end of the run."""
+    wait_until(lambda: all(task.end_time for task in list_layers(run)), "it is recorded that every layer has ended")
     with get_client(sync_client=True) as client:
-        (wish,) = [
-            state.timestamp.timestamp() for state in client.read_flow_run_states(run) if state.name == "Cancelling"
-        ]
-    return max(task.end_time.timestamp() for task in list_layers(run) if task.end_time) - wish
+        times = {state.name: state.timestamp.timestamp() for state in client.read_flow_run_states(run)}
+    last = max(task.end_time.timestamp() for task in list_layers(run) if task.end_time)
+    return last - times["Cancelling"], times["Cancelled"] - times["Cancelling"]
 
 
 def read_state(run: UUID) -> str:
