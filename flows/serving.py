@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from flows.server.api import Api
 
 SECONDS_BETWEEN_QUESTIONS = 5.0
-SECONDS_TO_STOP = 20.0
 RETRIES = "8"
 """With pauses that double: nobody waits for a run of a deployment, so it may outlast a server that is away."""
 
@@ -49,6 +48,7 @@ def serve_flows(port: int, limit: int, tell: Callable[[dict[str, Any]], None], r
     os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", RETRIES)
     _let_children_find_flows()
     from flows.server.api import open_api
+    from flows.server.children import end_runs
     from flows.server.leftovers import settle_dead_runs
 
     try:
@@ -58,7 +58,10 @@ def serve_flows(port: int, limit: int, tell: Callable[[dict[str, Any]], None], r
             _end_zombies()
             runner, names = _make_runner(limit)
             tell({"ui": api.ui, "api": api.url, "deployments": names})
-            _carry_out(runner, limit, api, signals, reporter)
+            try:
+                _carry_out(runner, limit, api, signals, reporter)
+            finally:
+                end_runs(reporter)
     except Interrupted:
         return
 
@@ -136,9 +139,9 @@ def _run_to_its_end(runner: Runner, signals: StopSignals) -> BaseException | Non
         thread.join(0.2)
     signals.interrupts = True
     if signals.came:
-        # Cancels what runs: it stops at its next block, and what is finished stays.
-        asyncio.run_coroutine_threadsafe(runner.astop(), loop)
-        thread.join(SECONDS_TO_STOP)
+        # It stands still from now on: it would go on to start runs, and call crashed those that are ended. Its own end
+        # asks the server about each run before it stops that one, and then waits for it before it stops the next.
+        loop.call_soon_threadsafe(threading.Event().wait)
         leave_anyway(0)
         return None
     return ended[0] if ended else None

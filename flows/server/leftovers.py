@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import httpx
 from prefect import Flow
@@ -77,10 +78,15 @@ def _read_label(label: object) -> Process | None:
 
 def _settle(client: SyncPrefectClient, run: FlowRun, process: Process) -> None:
     told = f"{process} has ended without a word; run the same again to resume."
+    end_run(client, run.id, Crashed(message=told))
+
+
+def end_run(client: SyncPrefectClient, run: UUID, state: State[Any]) -> None:
+    """Set a run of which no process is left to its last state, and what it has left unfinished to Crashed."""
     unfinished = TaskRunFilter(
         state=TaskRunFilterState(type=TaskRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING]))
     )
-    this = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
+    this = FlowRunFilter(id=FlowRunFilterId(any_=[run]))
     for task in client.read_task_runs(flow_run_filter=this, task_run_filter=unfinished):
-        client.set_task_run_state(task.id, Crashed(message=told), force=True)
-    client.set_flow_run_state(run.id, Crashed(message=told), force=True)
+        client.set_task_run_state(task.id, Crashed(message=state.message), force=True)
+    client.set_flow_run_state(run, state, force=True)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from tests.servers.processes import ROOT, clean_environment, kill_all, spawn, wait_until
+from tests.servers.processes import ROOT, clean_environment, kill_all, list_descendants, spawn, wait_until
 
 SECONDS_TO_END = 240.0
 UNHURRIED_RUNS = """\
@@ -47,6 +49,13 @@ class Call:
     def end(self) -> int:
         """Its exit code after a Ctrl-C."""
         self.process.send_signal(signal.SIGINT)
+        return self.wait()
+
+    def end_as_a_terminal_does(self) -> int:
+        """Its exit code after a Ctrl-C, which a terminal sends to whatever the command has started too."""
+        for pid in (self.process.pid, *list_descendants(self.process.pid)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGINT)
         return self.wait()
 
     def wait(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -15,24 +14,11 @@ from flows.server import leftovers
 from flows.server.api import ConfiguredApi
 from flows.ui import find_last_run
 from flows.verify import verify_model
+from tests.flows.notes import Notes
 from tests.servers.runs import read_run
 from xmerge.processes import describe_self
 
 pytestmark = pytest.mark.slow
-
-
-class Notes:
-    """What a command has said."""
-
-    def __init__(self) -> None:
-        self.said = list[str]()
-
-    def note(self, text: str) -> None:
-        """Keep it."""
-        self.said.append(text)
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *_: None
 
 
 def begin_dead_run(name: str) -> FlowRun:

@@ -19,7 +19,7 @@ from flows.server.zombies import NAME
 from tests.flows.calls import Call
 from tests.flows.tiny import Bench
 from tests.servers.holding import holding
-from tests.servers.processes import ROOT, wait_until
+from tests.servers.processes import ROOT, list_descendants, wait_until
 from tests.servers.runs import find_deployment, start_run
 
 pytestmark = pytest.mark.slow
@@ -50,7 +50,7 @@ def look(run: Any) -> FlowRun:
 def serving(tmp_path_factory) -> Iterator[Serving]:
     """The command on a machine on which nothing is set up."""
     place = Path(tmp_path_factory.mktemp("serving"))
-    call = Call(place / "home", place / "serve.log", "serve", "--port", "0", "--json")
+    call = Call(place / "home", place / "serve.log", "serve", "--port", "0", "--limit", "2", "--json")
     try:
         said = call.wait_for_json()
         with temporary_settings(updates={PREFECT_API_URL: said["api"]}):
@@ -74,20 +74,24 @@ def test_killed_runs_are_looked_for(serving):
 
 
 def test_the_end_of_serving_stops_what_runs(bench: Bench, serving):
-    """Ctrl-C ends the command within seconds with exit 0; the run is cancelled, and its finished layers stay."""
+    """Ctrl-C ends the command within seconds with exit 0; all runs are cancelled, and their finished layers stay."""
+    outs = bench.out, bench.place / "other"
     with holding(bench) as wait_for_middle:
-        run = serving.start("merge_models", recipe=bench.recipe(), out=str(bench.out), trial=False)
-        wait_for_middle("out")
+        runs = [serving.start("merge_models", recipe=bench.recipe(), out=str(out), trial=False) for out in outs]
+        wait_for_middle(*(out.name for out in outs))
+        started = list_descendants(serving.call.process.pid)
         # Somebody looks at the pages meanwhile, and so the server stays.
         pages = Call(serving.call.log.parent / "home", bench.place / "ui.log", "ui", "--port", "0", "--json")
         try:
             pages.wait_for_json()
             begun = time.monotonic()
-            assert serving.call.end() == 0
+            assert serving.call.end_as_a_terminal_does() == 0
             assert time.monotonic() - begun < SECONDS_TO_STOP
-            assert look(run.id).state_type == "CANCELLED"
+            assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]
+            assert [look(run.id).state_type for run in runs] == ["CANCELLED"] * 2
         finally:
             pages.kill()
-    assert not bench.out.exists()
-    assert list(bench.place.glob(".out.xmerge/store/*/*.safetensors"))
+    for out in outs:
+        assert not out.exists()
+        assert list(bench.place.glob(f".{out.name}.xmerge/store/*/*.safetensors"))
     assert "Traceback" not in "\n".join(serving.call.read())
