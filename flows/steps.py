@@ -91,7 +91,11 @@ class MergeSteps:
         ready = [*downloads, *self.check_storage(downloads, folders, cluster, options.device)]
 
         def slots() -> int:
-            return count if cluster is None else cluster.count_slots(options.device)
+            if cluster is None:
+                return count
+            there = cluster.count_slots(options.device)
+            # One on this machine may have been started for an earlier recipe, whose layers took less memory.
+            return there if options.runner.name.address else min(count, there)
 
         with work_on(cluster):
             merged = self.merge_layers(ready, folders, options.device, slots)

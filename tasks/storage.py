@@ -20,8 +20,10 @@ def check_storage(plan: MergePlan, unit: UnitOfWork, folders: list[Path], cluste
     """Ask every worker for what the flow has left in the folders of a merge; the workers that see it."""
     with shared_storage.ask(plan, unit, folders) as question:
         told = cluster.ask_all(shared_storage.answer, question)
-        names = {each.worker: each.take() for each in told.values()}
+        answers = {address: each.take() for address, each in told.items()}
+        names = {each.worker: answers[address].name for address, each in told.items()}
         shared_storage.check_answers(question, names)
+    shared_storage.check_memory(plan, answers, cluster.count_calls())
     for worker in sorted(names):
         get_run_logger().info("%s sees the storage", worker)
     return sorted(names)

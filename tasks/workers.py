@@ -43,6 +43,9 @@ class Cluster(Protocol):
     def count_slots(self, device: str) -> int:
         """How many calls can be under way at once; 0 if no worker is there."""
 
+    def count_calls(self) -> dict[str, int]:
+        """How many calls that need no GPU can be under way at once at each address of `ask_all`."""
+
     def explain(self, error: BaseException, what: str) -> WorkerLostError | None:
         """What an error of the cluster's own means; None: it is not the cluster's."""
 
@@ -90,6 +93,8 @@ def call_on(cluster: Cluster, what: str, work: Callable[..., Value], *arguments:
         check_stop()
         raise WorkerLostError(f"{cluster.name} has dropped {what}.", remedy=RESUME) from None
     except Exception as error:
+        # Another call's stop may have ended this one, in the cluster's own words.
+        check_stop()
         lost = cluster.explain(error, what)
         if lost is None:
             raise

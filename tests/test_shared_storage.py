@@ -12,9 +12,10 @@ import pytest
 from tests.small_merges import make_plan, write_models
 from xmerge import shared_storage
 from xmerge.errors import PlanError, StorageError
-from xmerge.planning import MergePlan
-from xmerge.shared_storage import Question, answer, ask, check_answers
-from xmerge.units import UnitOfWork, read_plan
+from xmerge.planning import MergePlan, pack_layers
+from xmerge.planning.memory import estimate_buffers
+from xmerge.shared_storage import Answer, Question, answer, ask, check_answers, check_memory
+from xmerge.units import UnitOfWork, merge_unit, read_plan
 from xmerge.work import WorkFolder, open_work_folder, write_plan
 
 HERE = "the worker"
@@ -53,7 +54,7 @@ def question(plan: MergePlan, work: WorkFolder, monkeypatch) -> Iterator[Questio
 
 def test_a_worker_that_sees_all_answers_and_is_seen(question, work):
     """Its answer lies in both folders as long as it is asked for."""
-    check_answers(question, {HERE: answer(question)})
+    check_answers(question, {HERE: answer(question).name})
     assert len(list(work.path.glob("probe-*"))) == len(list(work.store.path.glob("probe-*"))) == 2
 
 
@@ -61,7 +62,7 @@ def test_nothing_is_left_of_a_question(plan, work):
     """Afterwards there is neither the token nor an answer, whatever has happened meanwhile."""
     where = UnitOfWork(plan_file="", fingerprint="", layers=(), folders=("", ""), store="", device="cpu")
     with pytest.raises(StorageError), ask(plan, where, [work.path]) as question:
-        check_answers(question, {HERE: answer(question.model_copy(update={"folders": (str(work.path),)}))})
+        check_answers(question, {HERE: answer(question.model_copy(update={"folders": (str(work.path),)})).name})
     assert list(work.path.glob("probe-*")) == []
 
 
@@ -79,7 +80,7 @@ def test_a_worker_with_another_folder_in_its_place_says_so(question, work, folde
 
 def test_a_worker_that_writes_elsewhere_is_named(question, work):
     """An answer that the flow does not see is missed, with the worker and the folder."""
-    name = answer(question)
+    name = answer(question).name
     (work.store.path / f"probe-{question.token}.{name}").unlink()
     with pytest.raises(StorageError) as caught:
         check_answers(question, {HERE: name})
@@ -118,3 +119,31 @@ def test_a_worker_that_comes_later_without_the_storage_says_so(work, plan):
     assert "docs/scaling.md" in (caught.value.remedy or "")
     with pytest.raises(StorageError, match="not the one that this run made"):
         read_plan(str(work.plan_file), "0" * 64)
+
+
+def test_a_worker_that_comes_later_without_the_store_says_so(question, work):
+    """It makes none of its own, whose layers nobody would find."""
+    unit = question.unit.model_copy(update={"store": str(work.path / "elsewhere"), "layers": (0,)})
+    with pytest.raises(StorageError) as caught:
+        merge_unit(unit)
+    assert caught.value.what == f"{os.uname().nodename} does not see the store."
+    assert "docs/scaling.md" in (caught.value.remedy or "")
+    assert not (work.path / "elsewhere").exists()
+
+
+def test_a_machine_with_too_little_memory_for_all_its_workers_is_refused(plan):
+    """Layers that fit one by one, and not at once, are told with how many do."""
+    units = len(pack_layers(plan))
+    answers = {each: Answer(name=each, host=each[0], fits=1) for each in ("a1", "a2", "b1")}
+    check_memory(plan, answers, {"a1": 1, "a2": 0, "b1": 1})
+    with pytest.raises(PlanError, match="a has too little memory for its workers") as caught:
+        check_memory(plan, answers, {"a1": 1, "a2": 1, "b1": 1})
+    assert caught.value.why == "2 layers are under way there at once, and the buffers of 1 fit."
+    plenty = {each: answers[each].model_copy(update={"fits": units}) for each in answers}
+    check_memory(plan, plenty, dict.fromkeys(answers, units + 1))
+
+
+def test_a_worker_says_how_many_layers_fit(question, plan, monkeypatch):
+    """Into the memory that is allowed on its machine."""
+    monkeypatch.setenv("XMERGE_MEMORY", str(3 * estimate_buffers(plan)))
+    assert answer(question).fits == 3

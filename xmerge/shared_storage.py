@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +19,7 @@ from pathlib import Path
 from xmerge import disk
 from xmerge.errors import PlanError, StorageError
 from xmerge.files import read_text, remove_file, write_text
-from xmerge.planning import MergePlan
+from xmerge.planning import MergePlan, pack_layers
 from xmerge.planning.memory import fit_workers
 from xmerge.units import SHARE, UnitOfWork, read_plan
 from xmerge.values import Value
@@ -50,6 +51,16 @@ class Question(Value):
     """Of xmerge."""
 
 
+class Answer(Value):
+    """What a worker that sees the storage says."""
+
+    name: str
+    """Of the answer that it has left there."""
+    host: str
+    fits: int
+    """How many layers' buffers fit into the memory of its machine together."""
+
+
 @contextmanager
 def ask(plan: MergePlan, unit: UnitOfWork, folders: Sequence[Path]) -> Iterator[Question]:
     """Leave a token in the folders for as long as it is asked about.
@@ -79,12 +90,12 @@ def ask(plan: MergePlan, unit: UnitOfWork, folders: Sequence[Path]) -> Iterator[
                 remove_file(path)
 
 
-def answer(question: Question) -> str:
-    """Look at the storage from a worker, and leave an answer there; its name.
+def answer(question: Question) -> Answer:
+    """Look at the storage from a worker, and leave an answer there.
 
     Raises:
         StorageError: Something is not there, not the same, or cannot be written.
-        PlanError: This worker has another version of xmerge, or too little memory.
+        PlanError: This worker has another version of xmerge, or too little memory for a single layer.
     """
     host, name = socket.gethostname(), f"{socket.gethostname()}.{os.getpid()}"
     if version("xmerge") != question.version:
@@ -97,15 +108,38 @@ def answer(question: Question) -> str:
     for seen in question.sources:
         _compare(seen, host)
     plan = read_plan(question.unit.plan_file, question.unit.fingerprint)
-    _check_memory(plan, question.unit.device)
-    return name
+    return Answer(name=name, host=host, fits=_count_fitting(plan, question.unit.device))
 
 
-def _check_memory(plan: MergePlan, device: str) -> None:
-    """See whether a layer's buffers fit here; whether a GPU is here shows when the cluster gives it to a layer."""
+def _count_fitting(plan: MergePlan, device: str) -> int:
+    """How many layers fit here at once; whether a GPU is here shows when the cluster gives it to a layer."""
     from xmerge.engine.devices import choose_device
 
-    fit_workers(plan, "cuda" if device.startswith("cuda") else choose_device(device).type, 1)
+    return fit_workers(plan, "cuda" if device.startswith("cuda") else choose_device(device).type, sys.maxsize)
+
+
+def check_memory(plan: MergePlan, answers: Mapping[str, Answer], calls: Mapping[str, int]) -> None:
+    """See whether the layers that a machine gets at once fit into its memory together.
+
+    Args:
+        plan: What is merged.
+        answers: Of the workers, by address.
+        calls: How many calls can be under way at once at each address.
+
+    Raises:
+        PlanError: They do not.
+    """
+    units = len(pack_layers(plan))
+    for host in sorted({each.host for each in answers.values()}):
+        here = [address for address in answers if answers[address].host == host]
+        at_once = min(units, sum(calls.get(address, 0) for address in here))
+        fits = min(answers[address].fits for address in here)
+        if at_once > fits:
+            raise PlanError(
+                f"{host} has too little memory for its workers.",
+                why=f"{at_once} layers are under way there at once, and the buffers of {fits} fit.",
+                remedy=f"start workers for at most {fits} layers there.",
+            )
 
 
 def _answer_in(folder: Path, token: str, host: str, name: str) -> None:

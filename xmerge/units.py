@@ -40,12 +40,15 @@ def merge_unit(unit: UnitOfWork) -> list[LayerResult]:
     """Merge the layers of a unit into the store.
 
     Raises:
-        XmergeError: As `xmerge.engine.merge_layer`; or this machine does not see the plan.
+        XmergeError: As `xmerge.engine.merge_layer`; or this machine does not see the plan or the store.
     """
     # Here, because it imports torch, and everything that lists or deploys the flow imports this module.
     from xmerge import engine
 
     plan, store = read_plan(unit.plan_file, unit.fingerprint), Store(Path(unit.store))
+    # The flow has made it; a worker that made one here would leave its layers where nobody looks.
+    if not store.path.is_dir():
+        raise StorageError(f"{socket.gethostname()} does not see the store.", where=unit.store, remedy=SHARE)
     return [engine.merge_layer(plan, index, unit.list_folders(), store, unit.device) for index in unit.layers]
 
 

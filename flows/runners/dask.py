@@ -15,6 +15,7 @@ from distributed.comm import connect
 from distributed.scheduler import KilledWorker
 from prefect_dask import DaskTaskRunner
 
+from tasks.workers import RESUME
 from xmerge.errors import PlanError, WorkerLostError
 from xmerge.interrupt import stop_run
 from xmerge.runners import RunnerName
@@ -38,6 +39,7 @@ GPU = "GPU"
 """The resource that workers with a GPU are started with: `dask worker --resources "GPU=1"`."""
 
 Value = TypeVar("Value")
+logger = logging.getLogger(__name__)
 
 
 class DaskWorkers:
@@ -48,10 +50,15 @@ class DaskWorkers:
         self._client, self._run = client, _new_run()
 
     def submit(self, work: Callable[..., Value], *arguments: Any, gpu: bool = False) -> Future[Told[Value]]:
-        """Have a worker call a function; another one does, if that worker dies."""
-        resources = {"resources": {GPU: 1}} if gpu and self._count_gpus() else {}
-        executor = self._client.get_executor(pure=False, **resources)
-        future: Future[Told[Value]] = executor.submit(carry_out, self._run, work, *arguments)
+        """Have a worker call a function; another one does, if that worker dies.
+
+        Raises:
+            WorkerLostError: The scheduler is gone.
+        """
+        with self._tell_loss():
+            resources = {"resources": {GPU: 1}} if gpu and self._count_gpus() else {}
+            executor = self._client.get_executor(pure=False, **resources)
+            future: Future[Told[Value]] = executor.submit(carry_out, self._run, work, *arguments)
         return future
 
     def ask_all(self, work: Callable[..., Value], *arguments: Any) -> dict[str, Told[Value]]:
@@ -59,17 +66,27 @@ class DaskWorkers:
 
         Raises:
             PlanError: There is none.
+            WorkerLostError: The scheduler is gone.
         """
         try:
             self._client.wait_for_workers(1, timeout=SECONDS_FOR_WORKERS)
         except TimeoutError as error:
             raise PlanError(f"{self.name} has no workers.", remedy="start some with 'dask worker ADDRESS'.") from error
-        return dict(self._client.run(carry_out_aside, self._run, work, *arguments))
+        with self._tell_loss():
+            return dict(self._client.run(carry_out_aside, self._run, work, *arguments))
 
     def count_slots(self, device: str) -> int:
-        """How many calls can be under way at once; 0 if no worker is there."""
-        gpus = self._count_gpus() if device.startswith("cuda") else 0
-        return gpus or sum(self._client.nthreads().values())
+        """How many calls can be under way at once; 0 if no worker is there, or nobody who knows of any."""
+        try:
+            with self._tell_loss():
+                gpus = self._count_gpus() if device.startswith("cuda") else 0
+                return gpus or sum(self.count_calls().values())
+        except WorkerLostError:
+            return 0
+
+    def count_calls(self) -> dict[str, int]:
+        """How many calls that need no GPU can be under way at once at each address of `ask_all`."""
+        return dict(self._client.nthreads())
 
     def explain(self, error: BaseException, what: str) -> WorkerLostError | None:
         """What an error of the cluster's own means; None: it is not the cluster's."""
@@ -86,7 +103,21 @@ class DaskWorkers:
         """End what this run has under way on the workers, at their next blocks."""
         # Another name at once: whoever shares this cluster goes on with the next recipe.
         stopped, self._run = self._run, _new_run()
-        self._client.run(stop_run, stopped, on_error="ignore")
+        try:
+            with self._tell_loss():
+                self._client.run(stop_run, stopped, on_error="ignore")
+        except WorkerLostError as error:
+            logger.warning("%s cannot be told to stop: %s", self.name, error.why)
+
+    @contextmanager
+    def _tell_loss(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            # A client that has lost its scheduler says so by no class of its own, even by an AttributeError.
+            if not isinstance(error, OSError) and self._client.status == "running":
+                raise
+            raise WorkerLostError(f"{self.name} does not answer any more.", why=str(error), remedy=RESUME) from error
 
     def _count_gpus(self) -> int:
         workers = self._client.scheduler_info(n_workers=-1)["workers"].values()

@@ -82,6 +82,10 @@ class RayWorkers:
         """How many calls can be under way at once; 0 if no worker is there."""
         return int(ray.cluster_resources().get("GPU" if device.startswith("cuda") else "CPU", 0))
 
+    def count_calls(self) -> dict[str, int]:
+        """How many calls that need no GPU can be under way at once at each address of `ask_all`."""
+        return {node["NodeID"]: int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]}
+
     def explain(self, error: BaseException, what: str) -> WorkerLostError | None:
         """What an error of the cluster's own means; None: it is not the cluster's."""
         if not isinstance(error, (WorkerCrashedError, NodeDiedError, OutOfMemoryError)):
@@ -104,8 +108,14 @@ def open_ray(name: RunnerName, count: int) -> Iterator[RayWorkers]:
     """Connect to a cluster, which goes on afterwards, or start one of `count` workers for as long as it is used.
 
     Raises:
-        PlanError: Nobody answers, or not as Ray does.
+        PlanError: Nobody answers, or not as Ray does; or this process is in a cluster already.
     """
+    if name.address and ray.is_initialized():
+        # Prefect's task runner would take the one that is there, whatever the address says.
+        raise PlanError(
+            f"this process is in a Ray cluster already, so it cannot go to the one at {name.address}.",
+            remedy="say 'ray' for the one that it is in, or call ray.shutdown() before.",
+        )
     told = f"the Ray cluster at {name.address}" if name.address else "the Ray cluster on this machine"
     settings = QUIET | ({"address": name.address} if name.address else LOCAL | {"num_cpus": count})
     try:

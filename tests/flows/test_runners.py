@@ -24,7 +24,7 @@ from tests.flows import unhurried_workers
 from tests.flows.history import last_run
 from tests.flows.tiny import LAYERS, Bench, digest
 from tests.flows.unhurried_workers import DEADLY, ENDLESS, SECONDS_A_UNIT
-from tests.servers.processes import list_descendants
+from tests.servers.processes import find_port, list_descendants
 from xmerge.config import parse_config
 from xmerge.errors import PlanError, StorageError, WorkerLostError
 from xmerge.interrupt import request_stop
@@ -172,6 +172,45 @@ def test_a_stop_reaches_the_workers_and_leaves_them_alive(bench: Bench, workers,
     assert digest(bench.out) == expected
 
 
+def test_a_scheduler_that_dies_is_told(bench: Bench, monkeypatch):
+    """The run fails with what to do, not with what a broken connection says."""
+    import dask
+
+    from tasks import workers
+
+    monkeypatch.setattr(workers, "SECONDS_BETWEEN_COUNTS", 0.5)
+    monkeypatch.setattr(workers, "SECONDS_WITHOUT_WORKERS", 1.0)
+    address = f"tcp://127.0.0.1:{find_port()}"
+    dask_command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--no-dashboard", "--no-show"]
+    worker = [sys.executable, "-m", WORKER, address, "--no-nanny", "--nthreads", "1", "--no-dashboard"]
+    started = [
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
+        for command in (
+            [*dask_command, "--host", address],
+            [*worker, "--preload", unhurried_workers.__file__],
+        )
+    ]
+    bench.store.mkdir()
+
+    def kill() -> None:
+        (bench.store / ENDLESS).touch()
+        started[0].kill()
+
+    try:
+        assert wait_until(lambda: answers(address))
+        with (
+            dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
+            when_done(1, kill),
+            pytest.raises(WorkerLostError) as caught,
+        ):
+            bench.merge(store=str(bench.store), task_runner=f"dask:{address}")
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    assert "run the same command again" in (caught.value.remedy or "")
+
+
 @pytest.mark.parametrize("kind", ["dask", "ray"])
 def test_whoever_takes_the_call_and_says_nothing_is_named(bench: Bench, monkeypatch, kind):
     """A port where something else listens refuses the run in seconds."""
@@ -271,6 +310,14 @@ def test_ray_gives_the_layers_of_a_killed_worker_to_another(bench: Bench, ray_wo
     assert digest(bench.out) == expected
 
 
+def test_a_process_in_a_ray_cluster_does_not_go_to_another(ray_workers):
+    """An address is not passed over in favour of the cluster that is there."""
+    from flows.runners.ray import open_ray
+
+    with pytest.raises(PlanError, match="in a Ray cluster already"), open_ray(RunnerName(kind="ray", address="h:1"), 1):
+        pass
+
+
 def test_a_stop_reaches_the_workers_of_ray(bench: Bench, ray_workers, expected):
     """What they have under way ends soon, and the same call resumes."""
 
@@ -321,6 +368,16 @@ def one_more_worker(cluster: Client, command: list[str], folder: Path) -> Iterat
         worker.kill()
         worker.wait()
         assert wait_until(lambda: len(cluster.nthreads()) == 2)
+
+
+def answers(address: str) -> bool:
+    """Whether somebody listens there."""
+    host, port = address.removeprefix("tcp://").split(":")
+    try:
+        socket.create_connection((host, int(port)), 1).close()
+    except OSError:
+        return False
+    return True
 
 
 def count_under_way(dask_worker: Any) -> int:
