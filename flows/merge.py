@@ -44,8 +44,8 @@ THREADS: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=512)
 """Wide enough for any `workers`, and for a cluster, for whose workers threads here wait: how many layers are in work
 at once is decided for each run, in flows.runners.pacing."""
 
-DEVICES = ["auto", "cpu", "cuda", *(f"cuda:{number}" for number in range(8))]
-"""What Prefect's form offers as a menu; the library decides what is a device."""
+DEVICES = ["auto", "cpu", "cuda", *(f"cuda:{number}" for number in range(16))]
+"""What Prefect's form offers as a menu, and all that its API takes; the library says whether there is such a one."""
 
 METHODS = [method.name for method in list_methods()]
 """The same for methods."""

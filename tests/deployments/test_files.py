@@ -54,6 +54,16 @@ def test_runs_of_a_deployment_have_the_settings_of_the_flows(file: str):
         assert "PREFECT_FLOWS_HEARTBEAT_FREQUENCY" in env
 
 
+def test_a_gpu_belongs_to_one_deployment_with_a_limit_of_one():
+    """A deployment of the process pool sees no GPU, or one that no other sees and that one run has at a time."""
+    seen = dict[str, list[int]]()
+    for said in list_deployments("prefect.yaml").values():
+        gpus = said["work_pool"]["job_variables"]["env"]["CUDA_VISIBLE_DEVICES"]
+        seen.setdefault(gpus, []).append(said.get("concurrency_limit", {}).get("limit", 0))
+    del seen[""]
+    assert seen == {"0": [1]}
+
+
 @pytest.mark.parametrize("file", [name for name in KINDS if name != "prefect.yaml"])
 def test_the_files_say_the_same_of_the_same_deployment(file: str):
     """What a deployment does depends on where it runs in nothing but how a run is started."""
@@ -138,7 +148,14 @@ def test_a_compose_file_holds_no_secret_and_names_what_is_asked_for():
     text = (FILES / "compose.yaml").read_text(encoding="utf-8")
     assert re.findall(r"^.*PASSWORD: (?!\$\{POSTGRES_PASSWORD:\?)", text, re.MULTILINE) == []
     example = (FILES / ".env.example").read_text(encoding="utf-8")
-    assert set(re.findall(r"\$\{(\w+)", text)) == set(re.findall(r"^#?(\w+)=", example, re.MULTILINE))
+    passed = {
+        name
+        for service in read("compose.yaml")["services"].values()
+        for name, value in service["environment"].items()
+        if value is None
+    }
+    assert passed == {"PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING"}
+    assert passed | set(re.findall(r"\$\{(\w+)", text)) == set(re.findall(r"^#?(\w+)=", example, re.MULTILINE))
     assert re.findall(r"^(?:POSTGRES_PASSWORD|#HF_TOKEN)=.+$", example, re.MULTILINE) == []
 
 
