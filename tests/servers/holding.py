@@ -29,5 +29,5 @@ def holding(bench: Bench) -> Iterator[Callable[..., None]]:
 
 
 def count_layers(bench: Bench, name: str) -> int:
-    """How many layers of an output are finished while it is being made."""
-    return len(list(bench.place.glob(f".{name}.xmerge/store/*/*.safetensors")))
+    """How many layers of an output are finished while it is being made: the weights come first, then what they are."""
+    return len(list(bench.place.glob(f".{name}.xmerge/store/*/*.json")))

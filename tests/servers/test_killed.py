@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import pytest
 from prefect.client.orchestration import get_client
 
+from deployments.prepare import POOLS
 from flows.server.zombies import NAME, end_zombies
 from tests.flows.tiny import Bench, digest
 from tests.servers.command import Command
@@ -17,6 +18,8 @@ from tests.servers.processes import wait_until
 from tests.servers.runs import (
     LAYER_RUNS,
     TASKS,
+    UNHURRIED,
+    deploy,
     has_ended,
     read_logs,
     read_run,
@@ -30,7 +33,9 @@ from tests.servers.worker import Worker
 
 pytestmark = pytest.mark.slow
 
-SECONDS_WITHOUT_HEARTBEAT = 15
+SECONDS_BETWEEN_HEARTBEATS = 30
+"""The fewest that Prefect takes."""
+SECONDS_WITHOUT_HEARTBEAT = 45
 
 
 def test_a_server_that_is_killed_and_comes_back_is_told_everything(
@@ -51,18 +56,21 @@ def test_a_server_that_is_killed_and_comes_back_is_told_everything(
         assert Counter(task.state_name for task in read_tasks(each, TASKS)) == {"Completed": TASKS}
 
 
-def test_a_worker_that_is_killed_with_its_run_is_replaced(bench: Bench, worker: Worker, unhurried: UUID, wanted):
-    """Nothing is seen of the output, the run ends as crashed, and a new worker merges only what is missing."""
+def test_a_worker_that_is_killed_with_its_run_is_replaced(bench: Bench, worker: Worker, wanted):
+    """While it lives the run is left alone; then it ends as crashed, and a new worker merges only what is missing."""
     parameters = {"recipe": bench.recipe(), "out": str(bench.out), "trial": False}
+    env = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(SECONDS_BETWEEN_HEARTBEATS)}
+    heard = deploy(UNHURRIED, "heard", POOLS["process"].name, job_variables={"env": env})
     with get_client(sync_client=True) as client:
         end_zombies(client, within=timedelta(seconds=SECONDS_WITHOUT_HEARTBEAT))
         with holding(bench) as wait_for_middle:
-            killed = start_run(unhurried, **parameters)
+            killed = start_run(heard, **parameters)
             wait_for_middle("out")
+            wait_until(lambda: count_seconds(killed) > SECONDS_WITHOUT_HEARTBEAT + 5, "one heartbeat was not enough")
+            assert not has_ended(killed)
             worker.kill()
         kept = count_layers(bench, "out")
         assert not bench.out.exists()
-        assert not has_ended(killed)
         worker.start()
         wait_until(lambda: has_ended(killed), "the run that nobody speaks for has crashed")
         automation = client.find_automation(NAME)
@@ -70,7 +78,15 @@ def test_a_worker_that_is_killed_with_its_run_is_replaced(bench: Bench, worker: 
         client.delete_automation(automation.id)
     assert read_run(killed).state_name == "Crashed"
     assert "Run it again to resume" in tell(read_run(killed))
-    (again,) = wait_for_end(start_run(unhurried, **parameters))
+    (again,) = wait_for_end(start_run(heard, **parameters))
     assert again.state_name == "Completed"
     assert digest(bench.out) == wanted
-    assert f"{kept} of {LAYER_RUNS} layers reused" in read_logs(again.id)
+    # A log comes later than the state.
+    wait_until(lambda: f"{kept} of {LAYER_RUNS} layers reused" in read_logs(again.id), f"{kept} layers are reused", 20)
+
+
+def count_seconds(run: UUID) -> float:
+    """How long ago a run began to work."""
+    began = read_run(run).start_time
+    assert began is not None
+    return (datetime.now(UTC) - began).total_seconds()
