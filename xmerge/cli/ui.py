@@ -19,14 +19,14 @@ DEFAULT_PORT = 4200
     type=click.IntRange(0, 65535),
     default=DEFAULT_PORT,
     show_default=True,
-    help="Where to listen; another is taken if it is in use.",
+    help="Where a new server listens; another port is taken if it is in use.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the addresses as one line of JSON.")
 def ui(port: int, as_json: bool) -> None:
     """Show past and present runs in a browser, until Ctrl-C.
 
     A server that PREFECT_API_URL or a profile names is found, and left alone; else one is started on this machine only.
-    Merges that are started meanwhile use it too.
+    Merges that are started meanwhile use it too. A server that a merge has started keeps its port.
     """
 
     def tell(pages: dict[str, Any]) -> None:
