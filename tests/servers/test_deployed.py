@@ -66,7 +66,10 @@ def test_two_commands_at_once_complete(bench: Bench, server, wanted):
 
 
 def test_a_schedule_merges_once_and_then_finds_nothing_new_in_seconds(bench: Bench):
-    """The first run of an interval makes the output; the next one ends as a no-op, in less than ten seconds."""
+    """The first run of an interval makes the output; the next one ends as a no-op, in less than ten seconds.
+
+    From its time in the schedule on it also waits until its process has started, which gets more time here.
+    """
     watch = find_deployment("watch_sources/watch")
     add_schedule(watch, timedelta(seconds=5), recipe=bench.recipe(), out=str(bench.out), trial=False)
     wait_until(lambda: len(list_completed(watch)) >= 2, "two runs of the schedule have completed")
@@ -77,6 +80,8 @@ def test_a_schedule_merges_once_and_then_finds_nothing_new_in_seconds(bench: Ben
     assert (bench.out / "latest" / "provenance.json").is_file()
     assert second.start_time is not None and second.end_time is not None
     assert second.end_time - second.start_time < timedelta(seconds=10)
+    assert second.expected_start_time is not None
+    assert second.end_time - second.expected_start_time < timedelta(seconds=30)
 
 
 def test_a_run_beyond_the_limit_of_its_deployment_waits_its_turn(bench: Bench, server):
