@@ -42,9 +42,9 @@ def prepared(server) -> list[str]:
 
 @pytest.fixture(scope="module")
 def worker(server, prepared, tmp_path_factory) -> Iterator[Path]:
-    """The folder in which a worker of the pool was started."""
+    """The folder in which the relative paths of a worker's runs begin."""
     folder = Path(tmp_path_factory.mktemp("worker"))
-    worker = Worker(folder, server.url, "xmerge", {"PWD": str(folder)})
+    worker = Worker(folder, server.url, "xmerge", {"XMERGE_FOLDER": str(folder)})
     worker.start()
     try:
         yield folder

@@ -88,10 +88,11 @@ def test_deployments_have_their_forms_schedules_and_limits(prepared):
     assert gpu.global_concurrency_limit is not None and gpu.concurrency_options is not None
     assert (gpu.global_concurrency_limit.limit, gpu.concurrency_options.collision_strategy) == (1, "ENQUEUE")
     assert gpu.job_variables["env"]["CUDA_VISIBLE_DEVICES"] == "0"
+    assert found["merge"].job_variables["env"]["CUDA_VISIBLE_DEVICES"] == ""
 
 
 def test_a_worker_merges_and_a_watch_finds_nothing_new(bench: Bench, worker, prepared):
-    """Deployed runs complete, a relative path begins at the worker's folder, and what has not moved is not merged."""
+    """Deployed runs complete, a relative path begins where the worker is told, and what has not moved is not merged."""
     found = list_deployments()
     recipe, watched = bench.recipe(), str(bench.place / "watched")
     merged, first = wait_for_end(
