@@ -7,7 +7,10 @@ import subprocess
 import sys
 
 import pytest
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
+from flows.reporting import LogReporter
+from flows.server.api import RETRIES, open_api
 from flows.server.settings import EMBEDDED_SETTINGS, apply_settings
 
 
@@ -34,3 +37,16 @@ def test_listing_the_flows_does_not_load_torch():
     flows = ", ".join(f"flows.{name}" for name in ("many", "merge", "publish", "verify", "watch"))
     code = f"import {flows}, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("said", "retries"), [(None, RETRIES), ("8", 8)])
+def test_a_busy_database_is_asked_again(monkeypatch, api_url, said, retries):
+    """Against a server of its own a command asks several times, or as often as the environment says."""
+    monkeypatch.delenv("PREFECT_CLIENT_MAX_RETRIES", raising=False)
+    if said:
+        monkeypatch.setenv("PREFECT_CLIENT_MAX_RETRIES", said)
+    before = {PREFECT_API_URL: None, PREFECT_CLIENT_MAX_RETRIES: int(said or 5)}
+    with temporary_settings(updates=before), open_api(LogReporter()) as api:
+        assert api.url == api_url
+        assert PREFECT_CLIENT_MAX_RETRIES.value() == retries
