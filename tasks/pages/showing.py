@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import re
 import time
@@ -10,8 +11,9 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import httpx
-from prefect.exceptions import PrefectException
-from prefect.logging import get_run_logger
+from prefect.exceptions import MissingContextError, PrefectException
+from prefect.logging import get_logger, get_run_logger
+from prefect.logging.loggers import LoggingAdapter
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 SECONDS_WITHOUT_PAGES = 60.0
@@ -56,16 +58,23 @@ def try_to_show(what: str, show: Callable[[], Shown]) -> Shown | None:
     except httpx.TransportError as error:
         _Api.away_until = time.monotonic() + SECONDS_WITHOUT_PAGES
         told = "the %s could not be shown in Prefect, and nothing more is for %.0f s: %s"
-        get_run_logger().warning(told, what, SECONDS_WITHOUT_PAGES, error)
+        _find_logger().warning(told, what, SECONDS_WITHOUT_PAGES, error)
     except (httpx.HTTPError, PrefectException) as error:
         # It has answered: what it refuses of one page, or cannot do now, says nothing of the next.
-        get_run_logger().warning("the %s could not be shown in Prefect: %s", what, error)
+        _find_logger().warning("the %s could not be shown in Prefect: %s", what, error)
     except Exception:  # noqa: BLE001 - a page with a bug in it is no reason to lose hours of work
-        get_run_logger().exception("the %s could not be drawn: a bug", what)
+        _find_logger().exception("the %s could not be drawn: a bug", what)
     return None
 
 
 def _tell_left_out() -> None:
     if _Api.left_out:
-        get_run_logger().warning("while the server did not answer, %d pages or updates were left out", _Api.left_out)
+        _find_logger().warning("while the server did not answer, %d pages or updates were left out", _Api.left_out)
         _Api.left_out = 0
+
+
+def _find_logger() -> LoggingAdapter | logging.Logger:
+    try:
+        return get_run_logger()
+    except MissingContextError:  # A hook is called outside of the run that it belongs to.
+        return get_logger("xmerge")

@@ -318,3 +318,14 @@ def test_a_page_that_is_refused_is_missed_alone(log, status):
     assert try_to_show("plan", refuse) is None
     assert try_to_show("layers", lambda: "shown") == "shown"
     assert [said.partition(":")[0] for said in log] == ["the plan could not be shown in Prefect"]
+
+
+def test_what_a_hook_cannot_show_is_missed_as_well(monkeypatch):
+    """Outside a run, where Prefect has no log of it, a server that is away is no error either."""
+    monkeypatch.setattr("tasks.pages.showing._Api.away_until", 0.0)
+    monkeypatch.setattr("tasks.pages.showing._Api.left_out", 1)
+
+    def ask() -> str:
+        raise httpx.ConnectError("no route to host")
+
+    assert try_to_show("run's process", ask) is None
