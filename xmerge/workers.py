@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,6 +45,11 @@ class Told(Generic[Value]):
 def name_worker() -> str:
     """This process, as people call it."""
     return f"{socket.gethostname()} (process {os.getpid()})"
+
+
+def leave_interrupts() -> None:
+    """Leave Ctrl-C of a terminal, which goes to its workers too, to the process that has started this one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def carry_out(run: str, work: Callable[..., Value], *arguments: Any) -> Told[Value]:

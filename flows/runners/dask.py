@@ -19,7 +19,7 @@ from tasks.workers import RESUME
 from xmerge.errors import PlanError, WorkerLostError
 from xmerge.interrupt import stop_run
 from xmerge.runners import RunnerName
-from xmerge.workers import Told, carry_out, carry_out_aside
+from xmerge.workers import Told, carry_out, carry_out_aside, leave_interrupts
 
 LOCAL: dict[str, Any] = {
     "threads_per_worker": 1,
@@ -141,6 +141,8 @@ def open_dask(name: RunnerName, count: int) -> Iterator[DaskWorkers]:
             if name.address:
                 asyncio.run(asyncio.wait_for(_greet(name.address), SECONDS_TO_CONNECT))
             client = runner.client
+            if not name.address:
+                client.run(leave_interrupts)
         except (OSError, ValueError) as error:
             why = str(error).splitlines()
             raise PlanError(
