@@ -270,15 +270,22 @@ def test_a_recipe_that_fails_on_a_cluster_does_not_stop_the_next(bench: Bench, w
 
 
 def test_many_recipes_share_one_cluster(bench: Bench, workers, monkeypatch, expected):
-    """A cluster of this machine's is started once for all of them, not at all where nothing is to be done, and ends."""
+    """A cluster of this machine's is started once for all of them, not at all where nothing is to be done, and ends.
+
+    Its workers leave Ctrl-C to this process.
+    """
     from flows.many import merge_many
     from flows.runners import dask as dask_workers
 
     before, opened, real = list_dask_workers(), list[int](), dask_workers.open_dask
+    deaf = list[bool]()
 
-    def count(name: RunnerName, workers: int) -> Any:
+    @contextmanager
+    def count(name: RunnerName, workers: int) -> Iterator[Any]:
         opened.append(workers)
-        return real(name, workers)
+        with real(name, workers) as cluster:
+            deaf.extend(ignores_interrupts(pid) for pid in list_dask_workers() if pid not in before)
+            yield cluster
 
     monkeypatch.setattr(dask_workers, "open_dask", count)
     recipes = [bench.place / "one.yml", bench.place / "two.yml"]
@@ -289,7 +296,7 @@ def test_many_recipes_share_one_cluster(bench: Bench, workers, monkeypatch, expe
             list(map(str, recipes)), str(bench.out), workers=1, trial=False, task_runner="dask", return_state=True
         )
         assert state.is_completed()
-    assert opened == [1]
+    assert (opened, deaf) == ([1], [True])
     assert digest(bench.out / "one") == expected
     assert list_dask_workers() == before
 
@@ -336,6 +343,13 @@ def test_a_stop_reaches_the_workers_of_ray(bench: Bench, ray_workers, expected):
 def list_dask_workers() -> list[int]:
     """The worker processes that this one has started, by way of multiprocessing."""
     return sorted(pid for pid in list_descendants(os.getpid()) if b"spawn_main" in read_command(pid))
+
+
+def ignores_interrupts(pid: int) -> bool:
+    """Whether SIGINT passes a process by."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    ignored = next(line.split()[1] for line in status.splitlines() if line.startswith("SigIgn:"))
+    return bool(int(ignored, 16) >> (signal.SIGINT - 1) & 1)
 
 
 def list_ray_workers() -> list[int]:
