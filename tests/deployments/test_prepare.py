@@ -107,7 +107,7 @@ def test_a_worker_merges_and_a_watch_finds_nothing_new(bench: Bench, worker, pre
 
 @pytest.fixture(scope="module")
 def unhurried(server: Server) -> UUID:
-    """A deployment of the flow with layers that take half a second each, in a pool of its own."""
+    """A deployment of the flow with layers that take their time, in a pool of its own."""
     make_pool()
     return deploy(UNHURRIED, "unhurried")
 
