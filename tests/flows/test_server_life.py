@@ -15,6 +15,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
+from flows.server import shared
 from flows.server.shared import EmbeddedServer
 from tests.flows.calls import Call
 from tests.flows.tiny import Bench, digest
@@ -99,7 +100,7 @@ def test_the_last_user_ends_the_server_that_runs(home):
         last = EmbeddedServer()
         last.wait()
         os.kill(last.address.pid, signal.SIGKILL)
-        wait_until(lambda: not answers(last.api_url), "the first server is gone")
+        wait_until(lambda: not shared._is_held(last._folder / shared.SERVER), "the first server is gone")
         other = EmbeddedServer()
         other.wait()
         other.stop()
