@@ -9,6 +9,7 @@ import asyncio
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -60,6 +61,13 @@ def carry_out(run: str, work: Callable[..., Value], *arguments: Any) -> Told[Val
         except XmergeError as error:
             cause = error.__cause__
             return Told(name_worker(), error=error, cause=cause if isinstance(cause, OSError) else None)
+
+
+def carry_out_until_interrupted(run: str, work: Callable[..., Value], *arguments: Any) -> Told[Value]:
+    """The same where a call is stopped as Ctrl-C would, which what a script starts in the background ignores."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    return carry_out(run, work, *arguments)
 
 
 async def carry_out_aside(run: str, work: Callable[..., Value], *arguments: Any) -> Told[Value]:

@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from xmerge.errors import PlanError, WorkerLostError
 from xmerge.runners import RunnerName
-from xmerge.workers import Told, carry_out
+from xmerge.workers import Told, carry_out, carry_out_until_interrupted
 
 LOCAL: dict[str, Any] = {
     # A new one, whatever else runs on this machine; for this machine alone.
@@ -53,7 +53,7 @@ class RayWorkers:
         """
         if gpu and not self.count_slots("cuda"):
             raise PlanError(f"{self.name} has no GPU.", remedy="use --device cpu.")
-        call = ray.remote(num_cpus=1, num_gpus=int(gpu), max_retries=DEATHS_ALLOWED)(carry_out)
+        call = ray.remote(num_cpus=1, num_gpus=int(gpu), max_retries=DEATHS_ALLOWED)(carry_out_until_interrupted)
         reference = call.options(name=work.__name__).remote("", work, *arguments)
         future: Future[Told[Value]] = reference.future()
         self._under_way[future] = reference

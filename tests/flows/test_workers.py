@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from tasks.workers import call_on
 from xmerge.errors import Interrupted, WorkerLostError
 from xmerge.interrupt import clear_stop, request_stop
-from xmerge.workers import Told
+from xmerge.workers import Told, carry_out_until_interrupted
 
 
 class CancelledElsewhere(Exception):
@@ -62,3 +63,12 @@ def test_a_call_that_another_ones_stop_has_ended_was_interrupted():
     """Whatever the cluster calls it, it is no bug."""
     with pytest.raises(Interrupted):
         call_on(StoppedCluster(), "layer 1", len, ())
+
+
+def test_a_worker_of_a_script_in_the_background_can_be_interrupted():
+    """A process that was started with SIGINT ignored hears it as soon as it carries out a call."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert carry_out_until_interrupted("", signal.getsignal, signal.SIGINT).value is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
