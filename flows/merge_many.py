@@ -11,6 +11,7 @@ import click
 
 from flows.command import run_flow
 from flows.server.settings import apply_settings
+from xmerge.cli.merge import task_runner_option
 from xmerge.cli.progress import choose_reporter
 from xmerge.errors import XmergeError
 from xmerge.many import BatchOutcome, tell_disk
@@ -23,13 +24,7 @@ from xmerge.runners import check_runner, parse_runner
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--workers", type=click.IntRange(min=1), default=2, show_default=True, help="Layers under way at once.")
 @click.option("--store", type=click.Path(path_type=Path), help="Keep finished layers here.")
-@click.option(
-    "--task-runner",
-    default="thread",
-    show_default=True,
-    metavar="thread|dask[:ADDRESS]|ray[:ADDRESS]",
-    help="Who merges layers: this process, or the workers of a cluster, started here or running at ADDRESS.",
-)
+@task_runner_option
 @click.option("--skip-trial-load", is_flag=True, help="Do not load the outputs with transformers.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as one line of JSON.")
 @click.option("--quiet", is_flag=True, help="Say only what should not be missed.")

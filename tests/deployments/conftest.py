@@ -15,7 +15,6 @@ apply_settings()
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings  # noqa: E402
 
 from tests.deployments.preparing import run_prepare  # noqa: E402
-from tests.flows.tiny import Bench, write_llama  # noqa: E402
 from tests.servers.server import Server  # noqa: E402
 from tests.servers.worker import Worker  # noqa: E402
 
@@ -50,18 +49,3 @@ def worker(server, prepared, tmp_path_factory) -> Iterator[Path]:
         yield folder
     finally:
         worker.kill()
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory) -> Path:
-    """A folder with two tiny models, `base` and `donor`."""
-    folder = Path(tmp_path_factory.mktemp("models"))
-    for seed, name in enumerate(("base", "donor")):
-        write_llama(folder / name, seed)
-    return folder
-
-
-@pytest.fixture
-def bench(models, tmp_path) -> Bench:
-    """A recipe for the two models, and a place for the output."""
-    return Bench(models, tmp_path)

@@ -24,7 +24,6 @@ from prefect.settings import (  # noqa: E402
 
 from flows.server.history import send_what_is_left  # noqa: E402
 from flows.server.shared import EmbeddedServer  # noqa: E402
-from tests.flows.tiny import Bench, write_llama  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -63,18 +62,3 @@ def api_url(server, home_settings) -> Iterator[str]:
     reported = {PREFECT_API_URL: server.api_url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
     with temporary_settings(updates=home_settings | reported):
         yield server.api_url
-
-
-@pytest.fixture(scope="session")
-def models(tmp_path_factory) -> Path:
-    """A folder with two tiny models, `base` and `donor`."""
-    folder = Path(tmp_path_factory.mktemp("models"))
-    for seed, name in enumerate(("base", "donor")):
-        write_llama(folder / name, seed)
-    return folder
-
-
-@pytest.fixture
-def bench(models, tmp_path) -> Bench:
-    """A recipe for the two models, and a place for the output."""
-    return Bench(models, tmp_path)

@@ -17,7 +17,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings  
 
 from deployments.prepare import POOLS  # noqa: E402
 from tests.deployments.preparing import run_prepare  # noqa: E402
-from tests.flows.tiny import Bench, digest, write_llama  # noqa: E402
+from tests.flows.tiny import Bench, digest  # noqa: E402
 from tests.servers.postgres import MISSING, find_programs, running_postgres  # noqa: E402
 from tests.servers.runs import UNHURRIED, deploy  # noqa: E402
 from tests.servers.server import Server  # noqa: E402
@@ -73,15 +73,6 @@ def worker(server, tmp_path_factory) -> Iterator[Worker]:
         worker.kill()
 
 
-@pytest.fixture(scope="session")
-def models(tmp_path_factory) -> Path:
-    """A folder with two tiny models, `base` and `donor`."""
-    folder = Path(tmp_path_factory.mktemp("models"))
-    for seed, name in enumerate(("base", "donor")):
-        write_llama(folder / name, seed)
-    return folder
-
-
 @pytest.fixture
 def unhurried(api) -> UUID:
     """A deployment of the flow, with layers that take their time."""
@@ -95,9 +86,3 @@ def wanted(models, tmp_path_factory) -> str:
     bench = Bench(models, place)
     merge(parse_config(bench.recipe(), "the recipe"), bench.out, trial=False)
     return digest(bench.out)
-
-
-@pytest.fixture
-def bench(models, tmp_path) -> Bench:
-    """A recipe for the two models, and a place for the output."""
-    return Bench(models, tmp_path)

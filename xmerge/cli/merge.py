@@ -20,6 +20,14 @@ from xmerge.validation.findings import ValidationReport
 
 DEFAULT_WORKERS = max(1, min(os.cpu_count() or 1, 8))
 
+task_runner_option = click.option(
+    "--task-runner",
+    default="thread",
+    show_default=True,
+    metavar="thread|dask[:ADDRESS]|ray[:ADDRESS]",
+    help="Who merges layers: this process, or the workers of a cluster, started here or running at ADDRESS.",
+)
+
 
 @click.command()
 @click.argument("config", type=click.Path(path_type=Path))
@@ -35,13 +43,7 @@ DEFAULT_WORKERS = max(1, min(os.cpu_count() or 1, 8))
     show_default=True,
     help="From the Hub: whole shards, only the tensors that are read, or whichever is less.",
 )
-@click.option(
-    "--task-runner",
-    default="thread",
-    show_default=True,
-    metavar="thread|dask[:ADDRESS]|ray[:ADDRESS]",
-    help="Who merges layers: this process, or the workers of a cluster, started here or running at ADDRESS.",
-)
+@task_runner_option
 @click.option("--direct", is_flag=True, help="A plain loop, without Prefect.")
 @click.option("--skip-trial-load", is_flag=True, help="Do not load the output with transformers before it appears.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as one line of JSON.")

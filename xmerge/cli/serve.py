@@ -9,17 +9,11 @@ import click
 
 from xmerge.cli.orchestration import load_flow_module
 from xmerge.cli.progress import LineReporter
-from xmerge.cli.ui import DEFAULT_PORT
+from xmerge.cli.ui import port_option
 
 
 @click.command()
-@click.option(
-    "--port",
-    type=click.IntRange(0, 65535),
-    default=DEFAULT_PORT,
-    show_default=True,
-    help="Where a new server listens; another port is taken if it is in use.",
-)
+@port_option
 @click.option(
     "--limit", type=click.IntRange(min=1), default=1, show_default=True, help="Runs under way at once; others wait."
 )

@@ -10,17 +10,17 @@ import click
 from xmerge.cli.orchestration import load_flow_module
 from xmerge.cli.progress import LineReporter
 
-DEFAULT_PORT = 4200
-
-
-@click.command()
-@click.option(
+port_option = click.option(
     "--port",
     type=click.IntRange(0, 65535),
-    default=DEFAULT_PORT,
+    default=4200,
     show_default=True,
     help="Where a new server listens; another port is taken if it is in use.",
 )
+
+
+@click.command()
+@port_option
 @click.option("--json", "as_json", is_flag=True, help="Print the addresses as one line of JSON.")
 def ui(port: int, as_json: bool) -> None:
     """Show past and present runs in a browser, until Ctrl-C.
