@@ -65,8 +65,8 @@ The merged models are in {folder}/merged and {folder}/merged-half: open README.m
 The weights were random, so the generated text means nothing, and a real merge of different families is an experiment.
 What this run has shown: the output has exactly Llama's tensors, loads, is reproducible, and survives a kill.
 
-To see these runs in the Prefect UI:   .venv/bin/prefect server start   and open http://127.0.0.1:4200/runs
-To merge into a running server:        PREFECT_API_URL=http://127.0.0.1:4200/api .venv/bin/xmerge merge RECIPE OUT
+To see these runs in a browser:   .venv/bin/xmerge ui
+To start merges from there:       .venv/bin/xmerge serve
 """
 
 
