@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import os
+import signal
 import socket
 import threading
 import time
@@ -128,6 +129,8 @@ def _run_to_its_end(runner: Runner, signals: StopSignals) -> BaseException | Non
     loop, ended = asyncio.new_event_loop(), list[BaseException]()
 
     def work() -> None:
+        # What this thread starts inherits it: Ctrl-C of a terminal goes to the runs too, and is left to this process.
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
             loop.run_until_complete(runner.start())
         except BaseException as error:  # noqa: BLE001 - it is looked at in the main thread

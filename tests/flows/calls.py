@@ -8,12 +8,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from tests.servers.processes import ROOT, clean_environment, kill_all, list_descendants, spawn, wait_until
 
 SECONDS_TO_END = 240.0
+SECONDS_BETWEEN_SIGNALS = 1.0
 UNHURRIED_RUNS = """\
 import os
 import sys
@@ -52,11 +54,12 @@ class Call:
         return self.wait()
 
     def end_as_a_terminal_does(self) -> int:
-        """Its exit code after a Ctrl-C, which a terminal sends to whatever the command has started too."""
-        for pid in (self.process.pid, *list_descendants(self.process.pid)):
+        """Its exit code after a Ctrl-C, which reaches whatever the command has started too, and first as it may."""
+        for pid in list_descendants(self.process.pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGINT)
-        return self.wait()
+        time.sleep(SECONDS_BETWEEN_SIGNALS)
+        return self.end()
 
     def wait(self) -> int:
         """Its exit code."""
