@@ -12,9 +12,10 @@ from flows.server.settings import apply_settings
 # Before Prefect is imported, which is when it reads them.
 apply_settings()
 
-from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings  # noqa: E402
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME  # noqa: E402
 
 from tests.deployments.preparing import run_prepare  # noqa: E402
+from tests.servers.reporting import reporting_to  # noqa: E402
 from tests.servers.server import Server  # noqa: E402
 from tests.servers.worker import Worker  # noqa: E402
 
@@ -27,7 +28,7 @@ def server(tmp_path_factory) -> Iterator[Server]:
     server = Server(home, f"sqlite+aiosqlite:///{home}/prefect.db", quick)
     try:
         server.start()
-        with temporary_settings(updates={PREFECT_API_URL: server.url, PREFECT_HOME: home}):
+        with reporting_to({PREFECT_API_URL: server.url, PREFECT_HOME: home}):
             yield server
     finally:
         server.kill()

@@ -24,6 +24,7 @@ from prefect.settings import (  # noqa: E402
 
 from flows.server.history import send_what_is_left  # noqa: E402
 from flows.server.shared import EmbeddedServer  # noqa: E402
+from tests.servers.reporting import reporting_to  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -60,5 +61,5 @@ def server(home_settings) -> Iterator[EmbeddedServer]:
 def api_url(server, home_settings) -> Iterator[str]:
     """Its address, to which the flows of one test report: tests of other folders have servers of their own."""
     reported = {PREFECT_API_URL: server.api_url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
-    with temporary_settings(updates=home_settings | reported):
+    with reporting_to(home_settings | reported):
         yield server.api_url

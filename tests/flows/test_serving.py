@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_URL
 
 from flows.catalogue import FLOWS
 from flows.server.zombies import NAME
@@ -20,6 +20,7 @@ from tests.flows.calls import Call
 from tests.flows.tiny import Bench
 from tests.servers.holding import holding
 from tests.servers.processes import ROOT, list_descendants, wait_until
+from tests.servers.reporting import reporting_to
 from tests.servers.runs import find_deployment, start_run
 
 pytestmark = pytest.mark.slow
@@ -53,7 +54,7 @@ def serving(tmp_path_factory) -> Iterator[Serving]:
     call = Call(place / "home", place / "serve.log", "serve", "--port", "0", "--limit", "2", "--json")
     try:
         said = call.wait_for_json()
-        with temporary_settings(updates={PREFECT_API_URL: said["api"]}):
+        with reporting_to({PREFECT_API_URL: said["api"]}):
             yield Serving(call, said)
     finally:
         call.kill()

@@ -13,12 +13,13 @@ from flows.server.settings import apply_settings
 # Before Prefect is imported, which is when it reads them.
 apply_settings()
 
-from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings  # noqa: E402
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME  # noqa: E402
 
 from deployments.prepare import POOLS  # noqa: E402
 from tests.deployments.preparing import run_prepare  # noqa: E402
 from tests.flows.tiny import Bench, digest  # noqa: E402
 from tests.servers.postgres import MISSING, find_programs, running_postgres  # noqa: E402
+from tests.servers.reporting import reporting_to  # noqa: E402
 from tests.servers.runs import UNHURRIED, deploy  # noqa: E402
 from tests.servers.server import Server  # noqa: E402
 from tests.servers.worker import Worker  # noqa: E402
@@ -58,7 +59,7 @@ def server(database, tmp_path_factory) -> Iterator[Server]:
 @pytest.fixture(autouse=True)
 def api(server) -> Iterator[None]:
     """Let this process talk to the server for one test: those of other folders have servers of their own."""
-    with temporary_settings(updates={PREFECT_API_URL: server.url, PREFECT_HOME: server.log.parent}):
+    with reporting_to({PREFECT_API_URL: server.url, PREFECT_HOME: server.log.parent}):
         yield
 
 
