@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from flows.server.settings import apply_settings
 from xmerge.config import load_stages
 from xmerge.errors import Interrupted, XmergeError
-from xmerge.interrupt import clear_stop
+from xmerge.interrupt import interruption
 from xmerge.progress import Reporter
-from xmerge.signals import StopSignals, interruption, leave_anyway, stop_on_signals
+from xmerge.signals import StopSignals, leave_anyway, stop_on_signals
 
 if TYPE_CHECKING:
     from flows.server.api import Api
@@ -60,7 +60,6 @@ def run_merge(
         XmergeError: The merge cannot be carried out; exactly as the library raises it.
         Interrupted: SIGINT or SIGTERM came; the same call resumes.
     """
-    clear_stop()
     apply_settings()
     load_stages(config_path)
     parameters = {

@@ -6,14 +6,14 @@ resolve_architecture -> map_slices -> download_model (each model) -> merge_layer
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from prefect import flow
 from prefect.client.schemas.objects import State
+from prefect.exceptions import CancelledRun
 from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
 from prefect.states import Cancelled
@@ -34,7 +34,7 @@ from tasks.resolve import resolve_architecture
 from xmerge.config import DEFAULT_METHOD, MergeForm, take_recipe
 from xmerge.errors import Interrupted
 from xmerge.hub.faults import quiet_loggers
-from xmerge.interrupt import clear_stop, request_stop
+from xmerge.interrupt import interruption, stoppable
 from xmerge.methods import list_methods
 from xmerge.planning.downloads import FetchMode
 from xmerge.stages import Stage, foresee_needed, open_stage, sweep_stages
@@ -97,27 +97,25 @@ def merge_models(
     """
     watch = current_watch()
     watch.flow_run_id = str(find_run_id())
-    clear_stop()
     quiet_loggers()
-    with _others_stop_on_failure():
-        try:
-            form = MergeForm(
-                recipe=recipe, base=base, donors=donors, method=method, parameters=parameters, settings=settings
-            )
-            given = take_recipe(form)
-            if not recipe:
-                get_run_logger().info("the recipe that the form describes:\n%s", given)
-            stages = read_recipe(given, seed)
-            with token_from_block(), open_runner(task_runner) as runner:
-                options = RunOptions(device, workers, trial, fetch, runner)
-                watch.outcome = _merge(watch, stages, Path(out), Path(store) if store else None, options)
-        except Interrupted as error:
-            watch.failure = error
-            return Cancelled(name="Interrupted", message=str(error))
-        except Exception as error:
-            watch.failure = error
-            show_failure(error, name_series(watch, Path(out)))
-            raise
+    try:
+        form = MergeForm(
+            recipe=recipe, base=base, donors=donors, method=method, parameters=parameters, settings=settings
+        )
+        given = take_recipe(form)
+        if not recipe:
+            get_run_logger().info("the recipe that the form describes:\n%s", given)
+        stages = read_recipe(given, seed)
+        with token_from_block(), open_runner(task_runner) as runner, stoppable():
+            options = RunOptions(device, workers, trial, fetch, runner)
+            watch.outcome = _merge(watch, stages, Path(out), Path(store) if store else None, options)
+    except (Interrupted, CancelledRun):
+        watch.failure = interruption()
+        return Cancelled(name="Interrupted", message=str(watch.failure))
+    except Exception as error:
+        watch.failure = error
+        show_failure(error, name_series(watch, Path(out)))
+        raise
     return watch.outcome
 
 
@@ -137,7 +135,7 @@ def _merge(
             with open_stage(stage, work) as inner:
                 steps = MergeSteps(recipe, stage.plan, inner, watch, f"{series} {stage.name}", stage.name)
                 made.append(steps.carry_out(after, replace(options, trial=False)))
-            after = steps.last
+            after = steps.submitted[-1:]
         watch.reporter.plan_ready(last.plan)
         outcome = MergeSteps(recipes[-1], last.plan, work, watch, series).carry_out(after, options)
     return outcome | {key: sum(each[key] for each in (*made, outcome)) for key in ("layers", "reused")}
@@ -169,13 +167,3 @@ def _plan(
         planned[stage.name] = stage
         futures.append(made)
     return list(planned.values()), futures
-
-
-@contextmanager
-def _others_stop_on_failure() -> Iterator[None]:
-    """On an error or a cancellation, stop the layers in work at their next block: it is answered at once."""
-    try:
-        yield
-    except BaseException:
-        request_stop()
-        raise

@@ -12,7 +12,6 @@ from flows.server.leftovers import sign_run
 from tasks.upload import upload_checkpoint
 from tasks.verify import verify_checkpoint
 from xmerge.hub.faults import quiet_loggers
-from xmerge.interrupt import clear_stop
 from xmerge.licences import list_licences
 
 REFUSING = [licence.id for licence in list_licences() if licence.refuses]
@@ -44,7 +43,6 @@ def publish_model(
         acknowledge: Licences whose words forbid it and which do not stop it.
         trial: Load it with transformers, where that is installed, before it is uploaded.
     """
-    clear_stop()
     quiet_loggers()
     with token_from_block():
         checked = verify_checkpoint.submit(folder, None, trial)

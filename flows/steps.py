@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from prefect.tasks import Task
 from prefect.utilities.annotations import quote
 
 from flows.reporting import RunWatch
-from flows.runners.pacing import count_slots, keep_busy
+from flows.runners.pacing import count_slots, ended_together, keep_busy
 from flows.runners.runner import Runner
 from tasks.caching import name_unit, record_key
 from tasks.download import download_model
@@ -27,6 +26,7 @@ from tasks.recipes import Recipe, parse_recipe
 from tasks.storage import check_storage
 from tasks.validate import validate_merge
 from tasks.workers import Cluster, work_on
+from xmerge.interrupt import open_pool
 from xmerge.planning import MergePlan, pack_layers
 from xmerge.planning.downloads import FetchMode
 from xmerge.runners import RunnerName
@@ -75,14 +75,19 @@ class MergeSteps:
     stage: str = ""
     """What its layers are listed under, where there are several stages."""
     results: dict[int, LayerResult] = field(default_factory=dict)
-    last: Futures = field(default_factory=list)
-    """Its last task run, when it has been carried out."""
+    submitted: Futures = field(default_factory=list)
+    """Its task runs so far."""
 
     def carry_out(self, after: Futures, options: RunOptions) -> dict[str, Any]:
         """Do what is to be done; what there is to say about it, in a few plain values."""
         if self.work.finished:
             self.watch.reporter.note(f"{self.work.out} is this merge already: nothing is to be merged.")
             return self.describe(None, self.publish(after))
+        with ended_together(self.submitted):
+            return self.make(after, options)
+
+    def make(self, after: Futures, options: RunOptions) -> dict[str, Any]:
+        """All that there is to do where no output is."""
         count = self.count_workers(options)
         downloads = self.download_models(after, options.fetch)
         cluster = options.runner.start(count)
@@ -189,7 +194,7 @@ class MergeSteps:
     def list_units(self, folders: list[str], slots: int) -> list[Unit]:
         """The units of work, largest first, so that no large one is left to a single worker at the end."""
         packs = sorted(pack_layers(self.plan), key=lambda pack: -sum(self.plan.layers[i].bytes_written for i in pack))
-        with ThreadPoolExecutor(max(1, slots)) as pool:
+        with open_pool(max(1, slots), "look") as pool:
             return list(pool.map(lambda pack: self.describe_unit(pack, folders), packs))
 
     def describe_unit(self, pack: tuple[int, ...], folders: list[str]) -> Unit:
@@ -251,7 +256,6 @@ class MergeSteps:
         published = self.submit(
             self.trace_lineage(), self.recipe, quote(self.plan), quote(self.work), self.series, wait_for=after
         )
-        self.last = [published]
         return dict(published.result())
 
     def trace_lineage(self) -> Task[..., Any]:
@@ -266,4 +270,5 @@ class MergeSteps:
         """Submit a task, and count it: the history is complete when the API knows as many."""
         self.watch.task_runs += 1
         future: PrefectFuture[Any] = task.submit(*args, **kwargs)
+        self.submitted.append(future)
         return future

@@ -9,7 +9,6 @@ from prefect import flow
 from flows.secrets import token_from_block
 from flows.server.leftovers import sign_run
 from tasks.verify import verify_checkpoint
-from xmerge.interrupt import clear_stop
 
 
 @flow(
@@ -27,6 +26,5 @@ def verify_model(folder: str, base: str = "", trial: bool = True) -> dict[str, A
         base: A folder or repository whose architecture it should have; without one, that of its own config.json.
         trial: Load it with transformers, where that is installed.
     """
-    clear_stop()
     with token_from_block():
         return verify_checkpoint(folder, base or None, trial)

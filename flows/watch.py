@@ -18,7 +18,6 @@ from flows.secrets import token_from_block
 from flows.server.leftovers import sign_run
 from tasks.watch import look_at_sources
 from xmerge.hub.faults import quiet_loggers
-from xmerge.interrupt import clear_stop
 from xmerge.planning.downloads import FetchMode
 from xmerge.watching import LATEST, set_latest
 
@@ -54,7 +53,6 @@ def watch_sources(
         fetch: From the Hub, whole shards, only the tensors that are read, or whichever is less (auto).
         task_runner: Where layers are merged: thread, dask or ray; dask:ADDRESS or ray:ADDRESS for a running cluster.
     """
-    clear_stop()
     quiet_loggers()
     with token_from_block():
         seen = look_at_sources(recipe, seed, out)

@@ -11,6 +11,7 @@ from prefect.logging import get_run_logger
 from prefect.tasks import exponential_backoff
 
 from tasks.retrying import is_worth_retrying
+from tasks.stopping import cancelled_when_stopped
 from xmerge.fetching import fetch_model
 from xmerge.planning.downloads import FetchMode
 from xmerge.units import read_plan
@@ -26,6 +27,7 @@ from xmerge.units import read_plan
     retry_jitter_factor=0.5,
     retry_condition_fn=is_worth_retrying,
 )
+@cancelled_when_stopped
 def download_model(
     plan_file: str, fingerprint: str, index: int, model: str, parts_folder: str, fetch: FetchMode
 ) -> dict[str, Any]:

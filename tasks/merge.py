@@ -11,6 +11,7 @@ from prefect.logging import get_run_logger
 
 from tasks.caching import key_of_call
 from tasks.retrying import is_worth_retrying
+from tasks.stopping import cancelled_when_stopped
 from tasks.workers import call_on, current_cluster
 from xmerge.reservation import estimate_entry, release_space
 from xmerge.store import Store
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     retry_delay_seconds=1,
     retry_condition_fn=is_worth_retrying,
 )
+@cancelled_when_stopped
 def merge_layer(
     *,
     plan_file: str,

@@ -13,6 +13,7 @@ from tasks.lineage import UNNAMED
 from tasks.pages.output import show_output
 from tasks.recipes import Recipe, parse_recipe
 from tasks.retrying import is_worth_retrying
+from tasks.stopping import cancelled_when_stopped
 from xmerge.planning import MergePlan
 from xmerge.work import WorkFolder
 
@@ -29,6 +30,7 @@ from xmerge.work import WorkFolder
     retry_jitter_factor=0.5,
     retry_condition_fn=is_worth_retrying,
 )
+@cancelled_when_stopped
 def publish_merge(recipe: Recipe, plan: MergePlan, work: WorkFolder, series: str) -> dict[str, Any]:
     """Put the output in its place, and upload it; what is in its place already is only uploaded."""
     from xmerge.output import publish, upload

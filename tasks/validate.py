@@ -12,6 +12,7 @@ from tasks.pages.distance import show_distance
 from tasks.pages.layers import show_layers
 from tasks.pages.validation import show_validation
 from tasks.recipes import Recipe, parse_recipe
+from tasks.stopping import cancelled_when_stopped
 from xmerge import validation
 from xmerge.planning import MergePlan
 from xmerge.work import WorkFolder
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 # No retry: the same bytes are as wrong the second time.
 @task(cache_policy=NO_CACHE, persist_result=False)
+@cancelled_when_stopped
 def validate_merge(
     recipe: Recipe, plan: MergePlan, results: list[LayerResult], work: WorkFolder, series: str, trial: bool = True
 ) -> dict[str, Any]:

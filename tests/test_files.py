@@ -30,7 +30,7 @@ from xmerge.files import (
     sync_folder,
     write_text,
 )
-from xmerge.interrupt import clear_stop, request_stop
+from xmerge.interrupt import request_stop, stoppable
 
 
 @given(content=st.binary(max_size=200))
@@ -64,12 +64,10 @@ def test_other_failures_to_link_are_not_hidden_by_a_copy(tmp_path):
 def test_a_copy_answers_a_stop(tmp_path):
     """A long copy ends when a stop is requested."""
     (tmp_path / "source").write_bytes(b"x")
-    request_stop()
-    try:
+    with stoppable():
+        request_stop()
         with pytest.raises(Interrupted):
             copy_file(tmp_path / "source", tmp_path / "target")
-    finally:
-        clear_stop()
 
 
 def test_a_text_that_cannot_be_replaced_stays_and_leaves_nothing_beside_it(tmp_path, monkeypatch):

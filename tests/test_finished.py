@@ -12,7 +12,7 @@ from tests.small_merges import digest_files, make_plan, run, write_models
 from xmerge import disk
 from xmerge.errors import Interrupted, OutputExistsError, StorageError
 from xmerge.finished import check_contents, is_finished
-from xmerge.interrupt import clear_stop, request_stop
+from xmerge.interrupt import request_stop, stoppable
 from xmerge.planning import MergePlan
 from xmerge.work import open_work_folder
 
@@ -202,9 +202,7 @@ def test_an_output_whose_provenance_is_lost_meanwhile_is_damaged(tmp_path, model
 def test_reading_a_finished_output_answers_a_stop(tmp_path, models, plan):
     """A large output is not read to its end when a stop is requested."""
     run(models, tmp_path / "out")
-    request_stop()
-    try:
+    with stoppable():
+        request_stop()
         with pytest.raises(Interrupted):
             check_contents(tmp_path / "out")
-    finally:
-        clear_stop()

@@ -29,7 +29,7 @@ from tests.small_merges import (
 )
 from tests.tiny_models import write_tiny_llama, write_tiny_qwen2, write_tiny_qwen3
 from xmerge.errors import CheckpointError, Interrupted, InUseError, PlanError, SourceChangedError, StorageError
-from xmerge.interrupt import check_stop, clear_stop, request_stop
+from xmerge.interrupt import check_stop, request_stop
 from xmerge.progress import Silence
 from xmerge.work import open_work_folder
 
@@ -41,13 +41,6 @@ LAYER_MAP = (0, 2, 3, 5)
 def models(tmp_path_factory):
     """The two models of the recipe."""
     return write_models(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(autouse=True)
-def _no_stop():
-    """A test that stops a run stops no other."""
-    yield
-    clear_stop()
 
 
 class StopAfter(Silence):
@@ -220,7 +213,6 @@ def test_an_error_in_one_layer_stops_no_later_run(tmp_path):
     with pytest.raises(CheckpointError) as caught:
         run(tmp_path)
     assert "qwen3 holds NaN or infinity in model.layers.3.self_attn.q_proj.weight, at element 10." in str(caught.value)
-    check_stop()
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.rglob("*.tmp"))
 
@@ -285,6 +277,35 @@ def test_an_error_in_one_layer_ends_the_others_at_their_next_block(tmp_path, mod
     with pytest.raises(StorageError, match="full"):
         run(models, tmp_path / "out", workers=6)
     assert time.monotonic() - started < 5
+
+
+def test_an_error_of_one_merge_ends_no_other(tmp_path, models, monkeypatch):
+    """Of two merges in one process, the one that is under way when the other fails goes on to its end."""
+    module = import_module("xmerge.run")
+    real, begun, failed = module.merge_layer, threading.Event(), threading.Event()
+
+    def wait_or_fail(plan, index, folders, store, device):
+        if store.path.is_relative_to(tmp_path / "failing"):
+            begun.wait(60)
+            # Another of its layers is slow to end.
+            time.sleep(0.5 * (index % 2))
+            raise StorageError("full")
+        begun.set()
+        while not failed.wait(0.01):
+            check_stop()
+        return real(plan, index, folders, store, device)
+
+    def fail():
+        with pytest.raises(StorageError, match="full"):
+            run(models, tmp_path / "out", store=tmp_path / "failing")
+        failed.set()
+
+    monkeypatch.setattr(module, "merge_layer", wait_or_fail)
+    other = threading.Thread(target=fail)
+    other.start()
+    run(models, tmp_path / "other")
+    other.join()
+    assert failed.is_set()
 
 
 def test_two_recipes_share_a_store_at_the_same_time(tmp_path, models):

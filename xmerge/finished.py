@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from xmerge import disk
 from xmerge.checkpoints.checkpoint import INDEX_NAME
 from xmerge.errors import OutputExistsError, StorageError
 from xmerge.files import hash_file, storage_error
+from xmerge.interrupt import open_pool
 from xmerge.planning.plan import MergePlan
 from xmerge.provenance import PROVENANCE_NAME, read_provenance
 from xmerge.source_cards import CARD_NAME
@@ -72,7 +72,7 @@ def check_contents(out: Path) -> None:
     digests.pop(CARD_NAME, None)
     try:
         present = disk.listdir(out)
-        with ThreadPoolExecutor(READERS, thread_name_prefix="digest") as pool:
+        with open_pool(READERS, "digest") as pool:
             whole = pool.map(lambda name: name in present and hash_file(out / name)[1] == digests[name], digests)
             damaged = [name for name, is_whole in zip(digests, whole, strict=True) if not is_whole]
     except OSError as error:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 
 from xmerge.config import MergeConfig
 from xmerge.engine import LayerResult, check_gains, merge_layer
 from xmerge.engine.devices import choose_device
-from xmerge.errors import Interrupted
 from xmerge.fetching import fetch_model
-from xmerge.interrupt import clear_stop, request_stop
+from xmerge.interrupt import open_pool, stoppable
 from xmerge.output import Publication, assemble, publish, upload
 from xmerge.planning import MergePlan
 from xmerge.planning.downloads import FetchMode
@@ -64,12 +63,11 @@ def merge(
         XmergeError: One of its kinds; nothing has appeared at `out`.
     """
     tell = reporter or Silence()
-    clear_stop()
     stages = plan_stages([config] if isinstance(config, MergeConfig) else config, out, tell)
     last, run = stages[-1], _Run(device, workers, fetch, tell)
     for stage in stages:
         fit_workers(stage.plan, choose_device(device).type, workers)
-    with open_work_folder(out, last.plan, store) as work:
+    with stoppable(), open_work_folder(out, last.plan, store) as work:
         before, earlier = list[MergeOutcome](), () if work.finished else stages[:-1]
         sweep_stages(earlier, work)
         for stage in earlier:
@@ -136,22 +134,9 @@ def merge_layers(
 ) -> list[LayerResult]:
     """Make every layer, the largest first, several at once; the results are in the plan's order."""
     order = sorted(range(len(plan.layers)), key=lambda index: (-plan.layers[index].bytes_written, index))
-    try:
-        with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="layer") as pool:
-            futures = {pool.submit(merge_layer, plan, index, folders, store, device): index for index in order}
-            try:
-                _wait_for(futures, tell)
-            except BaseException:
-                # Layers under way end at their next block, so that an error or a signal is answered at once.
-                for future in futures:
-                    future.cancel()
-                request_stop()
-                raise
-    except Interrupted:
-        raise
-    except BaseException:
-        clear_stop()  # What one layer's error has stopped is no business of the next run.
-        raise
+    with open_pool(workers, "layer") as pool:
+        futures = {pool.submit(merge_layer, plan, index, folders, store, device): index for index in order}
+        _wait_for(futures, tell)
     results = {index: future.result() for future, index in futures.items()}
     return [results[index] for index in range(len(plan.layers))]
 

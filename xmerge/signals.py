@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from xmerge.errors import Interrupted
-from xmerge.interrupt import request_stop
+from xmerge.interrupt import interruption, request_stop, stoppable
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -34,11 +34,6 @@ class StopSignals:
             raise KeyboardInterrupt
 
 
-def interruption() -> Interrupted:
-    """What an interrupted run says."""
-    return Interrupted("the merge was interrupted.", remedy="run the same command again to resume.")
-
-
 @contextmanager
 def stop_on_signals() -> Iterator[StopSignals]:
     """Hear SIGINT and SIGTERM; outside the main thread, where Python delivers none, nothing changes.
@@ -52,7 +47,8 @@ def stop_on_signals() -> Iterator[StopSignals]:
         return
     before = {number: signal.signal(number, signals.hear) for number in SIGNALS}
     try:
-        yield signals
+        with stoppable():
+            yield signals
     except KeyboardInterrupt:
         raise interruption() from None
     finally:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from xmerge.errors import XmergeError
-from xmerge.interrupt import part_of
+from xmerge.interrupt import stoppable
 
 Value = TypeVar("Value")
 
@@ -55,7 +55,7 @@ def leave_interrupts() -> None:
 
 def carry_out(run: str, work: Callable[..., Value], *arguments: Any) -> Told[Value]:
     """Call a function on a worker, as part of a run that can be stopped by its name."""
-    with part_of(run):
+    with stoppable(run):
         try:
             return Told(name_worker(), work(*arguments))
         except XmergeError as error:

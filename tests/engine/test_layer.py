@@ -11,7 +11,7 @@ from tests.engine.bench import FILE, NAME, Bench, draw, read_back, same_bits
 from tests.small_merges import list_tree
 from xmerge.engine import merge_layer
 from xmerge.errors import CheckpointError, Interrupted
-from xmerge.interrupt import clear_stop, request_stop
+from xmerge.interrupt import request_stop, stoppable
 from xmerge.store import Store
 
 
@@ -64,10 +64,8 @@ def test_a_layer_that_fails_leaves_nothing(tmp_path, store):
     bench = Bench(tmp_path, [x, x])
     with pytest.raises(CheckpointError, match="NaN or infinity"):
         merge_layer(bench.plan("linear", weight=(1.0, 1.0)), 0, bench.folders, store, "cpu")
-    request_stop()
-    try:
+    with stoppable():
+        request_stop()
         with pytest.raises(Interrupted):
             merge_layer(bench.plan(), 0, bench.folders, store, "cpu")
-    finally:
-        clear_stop()
     assert [name for name in list_tree(store.path) if "." in name] == []

@@ -16,7 +16,7 @@ from xmerge.checkpoints.checkpoint import read_local_shard
 from xmerge.engine import scan
 from xmerge.engine.scan import scan_shard
 from xmerge.errors import Interrupted, StorageError
-from xmerge.interrupt import clear_stop, request_stop
+from xmerge.interrupt import request_stop, stoppable
 
 
 def scan_file(path):
@@ -78,9 +78,7 @@ def test_a_scan_answers_a_stop(tmp_path):
     """A scan of a large shard ends when a stop is requested."""
     path = tmp_path / "shard.safetensors"
     save_file({"a": torch.ones(100)}, path)
-    request_stop()
-    try:
+    with stoppable():
+        request_stop()
         with pytest.raises(Interrupted):
             scan_file(path)
-    finally:
-        clear_stop()

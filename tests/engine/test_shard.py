@@ -16,7 +16,7 @@ from xmerge.engine import shard as module
 from xmerge.engine.reading import OpenSources
 from xmerge.engine.shard import ShardWriter
 from xmerge.errors import Interrupted, SourceChangedError, StorageError
-from xmerge.interrupt import clear_stop, request_stop
+from xmerge.interrupt import request_stop, stoppable
 
 
 @pytest.fixture
@@ -149,12 +149,10 @@ def test_bytes_that_were_not_written_are_no_shard(bench):
 
 def test_a_copy_answers_a_stop(bench):
     """A long copy ends when a stop is requested, and leaves nothing."""
-    request_stop()
-    try:
+    with stoppable():
+        request_stop()
         with pytest.raises(Interrupted):
             copy(bench)
-    finally:
-        clear_stop()
     assert not (bench.folder / "shard").exists()
 
 

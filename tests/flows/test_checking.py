@@ -8,7 +8,6 @@ from tests.flows.history import last_run
 from tests.flows.tiny import Bench
 from tests.hub.server import connected, running
 from xmerge.errors import InvalidMergeError
-from xmerge.interrupt import clear_stop, request_stop
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("api_url")]
 
@@ -44,26 +43,6 @@ def test_a_damaged_checkpoint_fails_the_run_and_is_not_uploaded(bench: Bench, mo
     with pytest.raises(InvalidMergeError):
         publish_model(str(bench.out), "me/merged", trial=False)
     assert called == []
-
-
-@pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload:DeprecationWarning")
-def test_a_stop_of_an_earlier_run_is_forgotten(bench: Bench):
-    """What has stopped a run does not stop the flow that the same process carries out next."""
-    from flows.publish import publish_model
-    from flows.verify import verify_model
-    from flows.watch import watch_sources
-
-    bench.merge()
-    try:
-        request_stop()
-        assert verify_model(str(bench.out), trial=False)["findings"] == []
-        request_stop()
-        with running() as hub, connected(hub, bench.place / "hub"):
-            publish_model(str(bench.out), "me/merged", trial=False)
-        request_stop()
-        assert watch_sources(bench.recipe(), str(bench.place / "watched"), trial=False) is not None
-    finally:
-        clear_stop()
 
 
 def test_a_folder_that_is_no_checkpoint_is_named(bench: Bench):

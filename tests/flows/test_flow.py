@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.exceptions import CancelledRun
 
-from tests.flows.history import last_run
+from tests.flows.history import LastRun, last_run
 from tests.flows.tiny import LAYERS, Bench, digest
 from xmerge import engine
 from xmerge.config import parse_config
 from xmerge.errors import CheckpointError, HubUnavailableError, InUseError, PlanError, StorageError
+from xmerge.interrupt import check_stop, request_stop
 from xmerge.run import merge
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("api_url")]
 
 UNITS = LAYERS + 2
 """Layers, and what stands before and after them; at this size one task each."""
+TASKS_BEFORE_LAYERS = 4
 TASKS = UNITS + 6
 
 
@@ -204,6 +210,38 @@ def test_a_mistake_is_not_tried_again(bench: Bench, monkeypatch):
         bench.merge(workers=1)
     assert len(calls) == len({index for _, index, *_ in calls})
     assert not bench.out.exists()
+
+
+def test_what_an_error_or_a_stop_has_ended_is_cancelled(bench: Bench, monkeypatch):
+    """On the pages only the layer with the error has failed; what a stop ends has not failed at all."""
+
+    def merge_two_and(act: Callable[[], None]) -> LastRun:
+        numbers, both_begun = itertools.count(), threading.Event()
+
+        def stuck(*args: Any) -> None:
+            if next(numbers):
+                both_begun.set()
+            else:
+                both_begun.wait(60)
+                act()
+            for _ in range(1000):
+                check_stop()
+                time.sleep(0.01)
+
+        monkeypatch.setattr(engine, "merge_layer", stuck)
+        with pytest.raises((CheckpointError, CancelledRun)):
+            bench.merge(workers=2)
+        # A third may have been begun before anybody looked at what has come of the first.
+        return last_run(TASKS_BEFORE_LAYERS + 2)
+
+    def fail() -> None:
+        raise CheckpointError("a shard is damaged.")
+
+    failed, stopped = merge_two_and(fail), merge_two_and(request_stop)
+    assert (failed.run.state_name, failed.layer_states["Failed"]) == ("Failed", 1)
+    assert failed.layer_states["Interrupted"] >= 1
+    assert (stopped.run.state_name, stopped.layer_states["Failed"]) == ("Interrupted", 0)
+    assert stopped.layer_states["Interrupted"] >= 2
 
 
 def test_a_download_is_tried_again_while_the_hub_is_away(bench: Bench, monkeypatch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 
 from tasks.workers import call_on
 from xmerge.errors import Interrupted, WorkerLostError
-from xmerge.interrupt import clear_stop, request_stop
+from xmerge.interrupt import request_stop, stoppable
 from xmerge.workers import Told, carry_out_until_interrupted
 
 
@@ -51,17 +51,9 @@ class StoppedCluster:
         """It has stopped already."""
 
 
-@pytest.fixture(autouse=True)
-def not_stopped() -> Iterator[None]:
-    """No stop is left to other tests."""
-    clear_stop()
-    yield
-    clear_stop()
-
-
 def test_a_call_that_another_ones_stop_has_ended_was_interrupted():
     """Whatever the cluster calls it, it is no bug."""
-    with pytest.raises(Interrupted):
+    with stoppable(), pytest.raises(Interrupted):
         call_on(StoppedCluster(), "layer 1", len, ())
 
 

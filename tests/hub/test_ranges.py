@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import threading
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -20,7 +20,7 @@ from xmerge import hub
 from xmerge.errors import CheckpointError, HubError, HubUnavailableError, Interrupted, StorageError
 from xmerge.hub.ranges import ATTEMPTS, Range, pause
 from xmerge.hub.sparse import NEAR, cut_pieces, join_ranges, open_sparse, subtract_ranges
-from xmerge.interrupt import clear_stop, request_stop
+from xmerge.interrupt import request_stop, stoppable
 
 RANGES = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 20)).map(lambda pair: Range(pair[0], sum(pair))))
 HEADER = header_of(WEIGHTS[ONE])
@@ -330,11 +330,11 @@ def test_a_full_disk_is_told_before_any_part_is_fetched(
 
 
 @pytest.fixture
-def stopping(monkeypatch: pytest.MonkeyPatch):
-    """A stop that was requested, and forgotten afterwards."""
-    request_stop()
-    yield
-    clear_stop()
+def stopping() -> Iterator[None]:
+    """A run that was told to stop."""
+    with stoppable():
+        request_stop()
+        yield
 
 
 def test_a_stop_ends_a_fetch(server: HubServer, commit: str, tmp_path: Path, stopping: None) -> None:
@@ -346,14 +346,7 @@ def test_a_stop_ends_a_fetch(server: HubServer, commit: str, tmp_path: Path, sto
 def test_a_stop_ends_a_wait(stopping: None) -> None:
     """After a signal nobody waits for the Hub's next hour."""
     with pytest.raises(Interrupted):
-        pause(3600, threading.Event())
-
-
-def test_a_failure_elsewhere_ends_a_wait() -> None:
-    """Where another part of the transfer has failed, the wait is over at once."""
-    given_up = threading.Event()
-    given_up.set()
-    pause(3600, given_up)
+        pause(3600)
 
 
 # --- whole shards

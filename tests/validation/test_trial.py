@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tests.small_merges import write_model
 from tests.tiny_models import write_tiny_llama
 from xmerge.errors import Interrupted
-from xmerge.interrupt import clear_stop, request_stop
+from xmerge.interrupt import request_stop, stoppable
 from xmerge.validation import trial
 from xmerge.validation.trial import FACT, try_loading
 
@@ -107,12 +107,10 @@ def test_a_stop_ends_the_trial(tmp_path, program):
     """A process that hangs is ended when a stop is requested, and not waited for."""
     program("import time\ntime.sleep(60)")
     started = time.monotonic()
-    request_stop()
-    try:
+    with stoppable():
+        request_stop()
         with pytest.raises(Interrupted):
             try_loading(tmp_path)
-    finally:
-        clear_stop()
     assert time.monotonic() - started < 10
 
 

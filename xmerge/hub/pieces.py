@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from xmerge.hub.faults import Doing
 from xmerge.hub.ranges import Range, RangesIgnoredError, stream_range
 from xmerge.hub.reading import read_shard_headers
 from xmerge.hub.sparse import NEAR, SparseShard, cut_pieces, join_ranges, open_sparse, subtract_ranges
+from xmerge.interrupt import open_pool
 
 AT_ONCE = 4
 """Requests under way for one model: with their pieces, what a kill costs at most."""
@@ -69,10 +69,10 @@ class _Piece:
     """Bytes of the whole shard."""
     place: Range
 
-    def fetch(self, given_up: threading.Event) -> None:
+    def fetch(self) -> None:
         """Bring it here, and note it in the journal when all of it has come."""
         digest, place = hashlib.sha256(), self.place.start
-        for block in stream_range(self.doing, self.size, self.place, given_up):
+        for block in stream_range(self.doing, self.size, self.place):
             self.shard.write(place, block)
             digest.update(block)
             place += len(block)
@@ -92,15 +92,8 @@ def _require_space(folder: Path, needed: int) -> None:
 
 def _fetch_all(pieces: Sequence[_Piece]) -> None:
     """Fetch several pieces at once; the first that fails ends the others."""
-    given_up = threading.Event()
-    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="piece") as pool:
-        futures = [pool.submit(piece.fetch, given_up) for piece in pieces]
-        try:
-            wait(futures, return_when=FIRST_EXCEPTION)
-            for ended in (future for future in futures if future.done()):
-                ended.result()
-        except BaseException:
-            given_up.set()
-            for future in futures:
-                future.cancel()
-            raise
+    with open_pool(AT_ONCE, "piece") as pool:
+        futures = [pool.submit(piece.fetch) for piece in pieces]
+        wait(futures, return_when=FIRST_EXCEPTION)
+        for ended in (future for future in futures if future.done()):
+            ended.result()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import re
-import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -51,10 +50,6 @@ class RangesIgnoredError(Exception):
     """The server was asked for a part of a file and began to send the whole."""
 
 
-class GivenUpError(Exception):
-    """Another part of the same transfer has failed, and this one need not go on."""
-
-
 def read_range(doing: Doing, size: int, wanted: Range) -> bytes:
     """The bytes of a range; where the server ignores ranges, no more is taken of the whole file than needed.
 
@@ -62,24 +57,20 @@ def read_range(doing: Doing, size: int, wanted: Range) -> bytes:
         HubError: The file may not be read, or does not have its size.
         HubUnavailableError: The Hub cannot answer for now.
     """
-    return b"".join(stream_range(doing, size, wanted, threading.Event(), takes_whole=True))
+    return b"".join(stream_range(doing, size, wanted, takes_whole=True))
 
 
-def stream_range(
-    doing: Doing, size: int, wanted: Range, given_up: threading.Event, *, takes_whole: bool = False
-) -> Iterator[bytes]:
+def stream_range(doing: Doing, size: int, wanted: Range, *, takes_whole: bool = False) -> Iterator[bytes]:
     """The bytes of a range as they come; answers a stop between two of them.
 
     Args:
         doing: The file, and what for.
         size: Bytes of the whole file, which every answer must agree with.
         wanted: Which bytes.
-        given_up: Set where another part of the transfer has failed.
         takes_whole: Skip what comes before the range where the server ignores ranges.
 
     Raises:
         RangesIgnoredError: The server sends the whole file, and that is not to be taken.
-        GivenUpError: `given_up` was set.
         HubError: The file may not be read, does not have its size, or comes short.
         HubUnavailableError: The Hub cannot answer for now.
     """
@@ -89,8 +80,6 @@ def stream_range(
             try:
                 for block in _request(doing, size, Range(at, wanted.stop), takes_whole=takes_whole):
                     check_stop()
-                    if given_up.is_set():
-                        raise GivenUpError
                     at += len(block)
                     yield block
                 break
@@ -98,7 +87,7 @@ def stream_range(
                 seconds = _seconds_to_wait(error, attempt)
                 if seconds is None or attempt == ATTEMPTS:
                     raise
-                pause(seconds, given_up)
+                pause(seconds)
     if at < wanted.stop:
         raise tell_cut_short(doing.where)
 
@@ -112,7 +101,7 @@ def try_again(call: Callable[[], T]) -> T:
             seconds = _seconds_to_wait(error, attempt)
             if seconds is None:
                 raise
-        pause(seconds, threading.Event())
+        pause(seconds)
     return call()
 
 
@@ -122,19 +111,20 @@ def try_again_if_broken(call: Callable[[], T]) -> T:
         try:
             return call()
         except http_library().TransportError:
-            pause(_backoff(attempt), threading.Event())
+            pause(_backoff(attempt))
     return call()
 
 
-def pause(seconds: float, given_up: threading.Event) -> None:
-    """Wait, unless a stop or another part's failure ends it.
+def pause(seconds: float) -> None:
+    """Wait, unless a stop ends it.
 
     Raises:
         Interrupted: A stop was requested.
     """
     end = time.monotonic() + seconds
-    while (left := end - time.monotonic()) > 0 and not given_up.wait(min(left, 0.1)):
+    while (left := end - time.monotonic()) > 0:
         check_stop()
+        time.sleep(min(left, 0.1))
 
 
 def _seconds_to_wait(error: Exception, attempt: int) -> float | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from xmerge.hub.faults import Doing, in_words, tell_offline
 from xmerge.hub.memory import recall, remember
 from xmerge.hub.names import is_commit, is_ref_name, require_commit, require_repo_id, require_shards
 from xmerge.hub.ranges import Range, read_range, try_again
+from xmerge.interrupt import open_pool
 from xmerge.values import Value
 
 MAX_HEADER = 25_000_000  # Bytes; the limit of huggingface_hub, far above any real model.
@@ -134,7 +134,7 @@ def read_shard_headers(repo: str, commit: str, files: Sequence[str]) -> dict[str
         missing = [name for name in names if _find_header(repo, commit, name, sizes[name]) is None]
         if missing:
             raise tell_offline(name_some(missing, f"{repo}@{commit}"))
-    with ThreadPoolExecutor(max_workers=_HEADERS_AT_ONCE) as pool:
+    with open_pool(_HEADERS_AT_ONCE, "header") as pool:
         headers = pool.map(lambda name: _read_header(repo, commit, name, sizes[name]), names)
         return dict(zip(names, headers, strict=True))
 
