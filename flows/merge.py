@@ -34,7 +34,7 @@ from tasks.resolve import resolve_architecture
 from xmerge.config import DEFAULT_METHOD, MergeForm, take_recipe
 from xmerge.errors import Interrupted
 from xmerge.hub.faults import quiet_loggers
-from xmerge.interrupt import interruption, stoppable
+from xmerge.interrupt import stoppable
 from xmerge.methods import list_methods
 from xmerge.planning.downloads import FetchMode
 from xmerge.stages import Stage, foresee_needed, open_stage, sweep_stages
@@ -109,11 +109,11 @@ def merge_models(
         with token_from_block(), open_runner(task_runner) as runner, stoppable():
             options = RunOptions(device, workers, trial, fetch, runner)
             watch.outcome = _merge(watch, stages, Path(out), Path(store) if store else None, options)
-    except (Interrupted, CancelledRun):
-        watch.failure = interruption()
+    except (Interrupted, CancelledRun) as error:
+        watch.tell_failure(error)
         return Cancelled(name="Interrupted", message=str(watch.failure))
     except Exception as error:
-        watch.failure = error
+        watch.tell_failure(error)
         show_failure(error, name_series(watch, Path(out)))
         raise
     return watch.outcome

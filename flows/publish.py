@@ -12,6 +12,7 @@ from flows.server.leftovers import sign_run
 from tasks.upload import upload_checkpoint
 from tasks.verify import verify_checkpoint
 from xmerge.hub.faults import quiet_loggers
+from xmerge.interrupt import stoppable
 from xmerge.licences import list_licences
 
 REFUSING = [licence.id for licence in list_licences() if licence.refuses]
@@ -44,7 +45,7 @@ def publish_model(
         trial: Load it with transformers, where that is installed, before it is uploaded.
     """
     quiet_loggers()
-    with token_from_block():
+    with token_from_block(), stoppable():
         checked = verify_checkpoint.submit(folder, None, trial)
         checked.result()
         return upload_checkpoint(folder, repo, public, branch or None, list(acknowledge), wait_for=[checked])

@@ -6,12 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from prefect.context import FlowRunContext
+from prefect.exceptions import CancelledRun
 from prefect.logging import get_run_logger
 
+from xmerge.errors import Interrupted
+from xmerge.interrupt import interruption
 from xmerge.planning import MergePlan
 from xmerge.progress import Reporter
 
@@ -60,12 +64,19 @@ class RunWatch:
         return [(watch.flow_run_id, watch.task_runs) for watch in self.walk() if watch.flow_run_id]
 
     def list_unfinished(self) -> list[str]:
-        """Of the same flow runs, those of which nothing has come yet."""
+        """Of the same flow runs, those of which nothing has come yet but a stop, after which they wait for tasks."""
         return [
             watch.flow_run_id
             for watch in self.walk()
-            if watch.flow_run_id and watch.outcome is None and watch.failure is None
+            if watch.flow_run_id and watch.outcome is None and isinstance(watch.failure, (Interrupted, NoneType))
         ]
+
+    def tell_failure(self, error: BaseException) -> None:
+        """Say what the flow ends with; a stopped task's error is the stop, and a signal is for whoever hears it."""
+        if isinstance(error, (Interrupted, CancelledRun)):
+            self.failure = interruption()
+        elif isinstance(error, Exception):
+            self.failure = error
 
     def walk(self) -> Iterator[RunWatch]:
         """This one, and those of the flows that it has called."""

@@ -13,7 +13,7 @@ from prefect.tasks import Task
 from prefect.utilities.annotations import quote
 
 from flows.reporting import RunWatch
-from flows.runners.pacing import count_slots, ended_together, keep_busy
+from flows.runners.pacing import count_slots, keep_busy, wait_for_all
 from flows.runners.runner import Runner
 from tasks.caching import name_unit, record_key
 from tasks.download import download_model
@@ -26,7 +26,7 @@ from tasks.recipes import Recipe, parse_recipe
 from tasks.storage import check_storage
 from tasks.validate import validate_merge
 from tasks.workers import Cluster, work_on
-from xmerge.interrupt import open_pool
+from xmerge.interrupt import open_pool, stoppable
 from xmerge.planning import MergePlan, pack_layers
 from xmerge.planning.downloads import FetchMode
 from xmerge.runners import RunnerName
@@ -83,8 +83,15 @@ class MergeSteps:
         if self.work.finished:
             self.watch.reporter.note(f"{self.work.out} is this merge already: nothing is to be merged.")
             return self.describe(None, self.publish(after))
-        with ended_together(self.submitted):
-            return self.make(after, options)
+        try:
+            with stoppable():
+                return self.make(after, options)
+        except BaseException as error:
+            # Told at once; a download that cannot be stopped may go on for long.
+            self.watch.tell_failure(error)
+            # The folders are let go of when nobody writes to them any more.
+            wait_for_all(self.submitted)
+            raise
 
     def make(self, after: Futures, options: RunOptions) -> dict[str, Any]:
         """All that there is to do where no output is."""

@@ -8,6 +8,7 @@ from prefect.logging import get_run_logger
 
 from tasks.recipes import Recipe, parse_recipe
 from tasks.retrying import is_worth_retrying
+from tasks.stopping import cancelled_when_stopped
 from xmerge.architecture import ForeseenModel, ResolvedArchitecture, resolve
 
 
@@ -20,6 +21,7 @@ from xmerge.architecture import ForeseenModel, ResolvedArchitecture, resolve
     retry_jitter_factor=0.5,
     retry_condition_fn=is_worth_retrying,
 )
+@cancelled_when_stopped
 def resolve_architecture(recipe: Recipe, foreseen: dict[str, ForeseenModel]) -> ResolvedArchitecture:
     """Find the models and decide the output's architecture, from their configs and headers.
 

@@ -1,6 +1,7 @@
 """Stopping a run: work in progress looks here between two blocks.
 
-A run is what is done inside `stoppable`, in its thread and in those of `open_pool`. One run may be part of another.
+A run is what is done inside `stoppable`: in its thread, in those of `open_pool`, and in all that get a copy of its
+context, as Prefect's tasks do. One run may be part of another.
 """
 
 from __future__ import annotations

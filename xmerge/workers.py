@@ -64,11 +64,9 @@ def carry_out(run: str, work: Callable[..., Value], *arguments: Any) -> Told[Val
 
 
 def carry_out_until_interrupted(run: str, work: Callable[..., Value], *arguments: Any) -> Told[Value]:
-    """The same where a call is stopped as Ctrl-C would, which many a process inherits to ignore or to put off."""
-    if threading.current_thread() is threading.main_thread():
-        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    """The same where a call is stopped as Ctrl-C would, which what a script starts in the background ignores."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     return carry_out(run, work, *arguments)
 
 

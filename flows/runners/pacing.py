@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import wait
-from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from prefect.futures import PrefectConcurrentFuture, PrefectFuture, as_completed
 
-from xmerge.interrupt import stoppable
 from xmerge.planning import MergePlan
 from xmerge.planning.memory import fit_workers
 
@@ -32,19 +30,9 @@ def count_slots(plan: MergePlan, device: str, workers: int) -> int:
     return fit_workers(plan, kind, workers if kind == "cpu" else min(workers, UNITS_PER_GPU))
 
 
-@contextmanager
-def ended_together(futures: Iterable[PrefectFuture[Any]]) -> Iterator[None]:
-    """Let an error stop the other tasks, and be told when they have ended: the folders that they write to are theirs.
-
-    Args:
-        futures: Of the tasks that are submitted meanwhile, by threads of this process; looked at after an error only.
-    """
-    try:
-        with stoppable():
-            yield
-    except BaseException:
-        wait([future.wrapped_future for future in futures if isinstance(future, PrefectConcurrentFuture)])
-        raise
+def wait_for_all(futures: Iterable[PrefectFuture[Any]]) -> None:
+    """Return when these tasks, in threads of this process, have ended in whatever way."""
+    wait([future.wrapped_future for future in futures if isinstance(future, PrefectConcurrentFuture)])
 
 
 def keep_busy(

@@ -244,6 +244,22 @@ def test_what_an_error_or_a_stop_has_ended_is_cancelled(bench: Bench, monkeypatc
     assert stopped.layer_states["Interrupted"] >= 2
 
 
+def test_a_stop_leaves_no_record(bench: Bench, monkeypatch):
+    """A layer that was stopped here and made elsewhere is taken from the store, not from a record of the stop."""
+
+    def stop(*_: object) -> None:
+        request_stop()
+        check_stop()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine, "merge_layer", stop)
+        with pytest.raises(CancelledRun):
+            bench.merge(store=str(bench.store))
+    merge(parse_config(bench.recipe(), "the recipe"), bench.place / "direct", store=bench.store, trial=False)
+    assert bench.merge(store=str(bench.store))["reused"] == UNITS
+    assert digest(bench.out) == digest(bench.place / "direct")
+
+
 def test_a_download_is_tried_again_while_the_hub_is_away(bench: Bench, monkeypatch):
     """A Hub that does not answer costs a wait, not the run."""
     from tasks import download

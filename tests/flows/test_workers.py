@@ -64,17 +64,3 @@ def test_a_worker_of_a_script_in_the_background_can_be_interrupted():
         assert carry_out_until_interrupted("", signal.getsignal, signal.SIGINT).value is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def test_a_worker_of_a_served_run_can_be_interrupted():
-    """So does one that was started with SIGINT blocked."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        assert signal.SIGINT not in carry_out_until_interrupted("", list_blocked).take()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def list_blocked() -> set[int]:
-    """The signals that this thread puts off."""
-    return set(signal.pthread_sigmask(signal.SIG_BLOCK, []))
