@@ -28,7 +28,7 @@ packages:  ## Debian's chromium and PostgreSQL, for the tests that drive them; s
 	@.ci/packages
 
 test: quick  ## all tests: the quick ones, then the slow ones
-	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
 
 quick: $(STAMP)  ## the quick tests only
 	$(BIN)/python -m pytest -m 'not slow' -n auto

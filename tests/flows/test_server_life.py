@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
@@ -65,15 +66,16 @@ def test_a_killed_merge_has_crashed_for_whoever_looks(bench: Bench, home, calls)
     with holding(bench) as wait_for_middle:
         calls.append(merge(bench, home, "out"))
         wait_for_middle("out")
+        with temporary_settings(updates={PREFECT_HOME: home}):
+            server = EmbeddedServer()
+        wait_until(lambda: "Running" in read_task_states(server.api_url), "the server knows which layers are in work")
+        server.stop()
         calls[0].kill()
     calls.append(Call(home, bench.place / "ui.log", "ui", "--port", "0", "--json"))
     pages = calls[1].wait_for_json()
     assert pages["last_run"]["state"] == "Crashed"
     assert httpx.get(pages["last_run"]["url"], headers={"Accept": "text/html"}, follow_redirects=True).is_success
-    with temporary_settings(updates={PREFECT_API_URL: pages["api"]}), get_client(sync_client=True) as client:
-        this = FlowRunFilter(id=FlowRunFilterId(any_=[pages["last_run"]["id"]]))
-        states = {task.state_name for task in client.read_task_runs(flow_run_filter=this)}
-    assert states == {"Completed", "Crashed"}
+    assert read_task_states(pages["api"], pages["last_run"]["id"]) == {"Completed", "Crashed"}
     calls.append(merge(bench, home, "out", "again"))
     assert calls[2].wait() == 0
     assert STARTS not in calls[2].read()
@@ -128,6 +130,13 @@ def test_a_merge_outlives_the_server_it_reports_to(bench: Bench, home, calls):
     assert time.monotonic() - ended < SECONDS_TO_REPORT
     assert "the merge is done; Prefect's API could not be told so." in calls[0].read()
     assert "Traceback" not in "\n".join(calls[0].read())
+
+
+def read_task_states(api_url: str, *runs: str) -> set[str | None]:
+    """The names of the states in which the tasks of some runs are; without any, of all runs."""
+    these = FlowRunFilter(id=FlowRunFilterId(any_=[UUID(run) for run in runs])) if runs else None
+    with temporary_settings(updates={PREFECT_API_URL: api_url}), get_client(sync_client=True) as client:
+        return {task.state_name for task in client.read_task_runs(flow_run_filter=these)}
 
 
 def answers(api_url: str) -> bool:
