@@ -23,6 +23,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings  
 from flows.catalogue import FLOWS  # noqa: E402
 from tests.browser.models import new_folder, write_models  # noqa: E402
 from tests.browser.pages import Pages  # noqa: E402
+from tests.flows.calls import write_site  # noqa: E402
 from tests.servers.runs import deploy  # noqa: E402
 from tests.servers.server import Server  # noqa: E402
 from tests.servers.worker import Worker  # noqa: E402
@@ -88,8 +89,9 @@ def server(browser, tmp_path_factory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def worker(server, tmp_path_factory) -> Iterator[Worker]:
-    """What carries out the runs."""
-    worker = Worker(Path(tmp_path_factory.mktemp("worker")), server.url, POOL)
+    """What carries out the runs, whose layers take their time."""
+    folder = Path(tmp_path_factory.mktemp("worker"))
+    worker = Worker(folder, server.url, POOL, {"PYTHONPATH": str(write_site(folder))})
     worker.start()
     try:
         yield worker

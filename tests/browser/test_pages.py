@@ -14,6 +14,7 @@ from prefect.client.schemas.objects import TaskRun
 
 from tests.browser.models import LAYERS, new_folder
 from tests.browser.pages import MILLISECONDS, Pages
+from tests.servers.holding import held
 from tests.servers.processes import wait_until
 from tests.servers.runs import read_run, start_run, wait_for_end
 from tests.servers.worker import Worker
@@ -24,6 +25,8 @@ SECONDS_TO_STOP = 10.0
 """Fewer than the thirty after which Prefect kills a run that does not stop."""
 SECONDS_TO_END = 60.0
 """Those thirty, and time for a worker on a busy machine to say so."""
+HELD_AT = 7
+"""Layers that are finished when a run is stopped."""
 DELLA = {"weight": 0.5, "density": 0.5, "epsilon": 0.2}
 
 
@@ -107,11 +110,12 @@ def test_a_form_that_is_filled_in_wrongly_says_so(pages: Pages, deployment: UUID
 def test_a_run_is_cancelled_and_resumed(pages: Pages, deployment: UUID, place: Path):
     """Cancelling stops within seconds and keeps what is finished; a retry takes that, and makes only the rest."""
     out = place / "llama-qwen3-della"
-    run = start_merge(deployment, out)
-    pages.open_run(run)
-    wait_until(lambda: count_layers(run)["Completed"] >= 3, "three layers are merged")
-    pages.choose_in_menu("Cancel", "Cancel Flow Run")
-    wait_for_end(run)
+    with held(place, HELD_AT):
+        run = start_merge(deployment, out)
+        wait_until(lambda: count_layers(run)["Completed"] == HELD_AT, "the layers before the hold are merged")
+        pages.open_run(run)
+        pages.choose_in_menu("Cancel", "Cancel Flow Run")
+        wait_for_end(run)
     stopped, cancelled = measure_stop(run)
     assert stopped < SECONDS_TO_STOP
     assert cancelled < SECONDS_TO_END
@@ -119,12 +123,11 @@ def test_a_run_is_cancelled_and_resumed(pages: Pages, deployment: UUID, place: P
     pages.sees("Cancelled")
     pages.shoot("cancelled", height=512)
     assert not out.exists()
-    kept = count_layers(run)["Completed"]
-    assert 3 <= kept < LAYERS
+    assert count_layers(run) == {"Completed": HELD_AT, "Interrupted": 1}
 
     pages.choose_in_menu("Retry", "Retry")
     wait_until(lambda: read_state(run) == "Completed", "the retry completes")
-    assert count_layers(run)["Cached"] >= kept
+    wait_until(lambda: count_layers(run)["Cached"] == HELD_AT, "it is recorded which layers were finished")
     assert out.exists()
     pages.open_run(run)
     pages.sees("Completed")
@@ -134,17 +137,18 @@ def test_a_run_is_cancelled_and_resumed(pages: Pages, deployment: UUID, place: P
 def test_a_crashed_run_is_run_again(pages: Pages, deployment: UUID, place: Path, worker: Worker):
     """A run whose process is killed is shown as crashed; a copy of it takes the finished layers and completes."""
     out = place / "llama-qwen3-again"
-    run = start_merge(deployment, out)
-    wait_until(lambda: count_layers(run)["Completed"] >= 3, "three layers are merged")
-    worker.kill_runs()
-    wait_for_end(run)
+    with held(place, HELD_AT):
+        run = start_merge(deployment, out)
+        wait_until(lambda: count_layers(run)["Completed"] == HELD_AT, "the layers before the hold are merged")
+        worker.kill_runs()
+        wait_for_end(run)
     pages.open_run(run)
     pages.sees("Crashed")
     pages.choose_in_menu("Copy to new run")
     again = pages.submit()
     wait_for_end(again)
     assert read_state(again) == "Completed"
-    assert count_layers(again)["Cached"] >= 3
+    wait_until(lambda: count_layers(again)["Cached"] == HELD_AT, "it is recorded which layers were finished")
     assert out.exists()
 
 
@@ -160,7 +164,7 @@ def test_a_folder_of_somebody_else_is_not_taken_for_pictures(tmp_path: Path):
 
 
 def start_merge(deployment: UUID, out: Path) -> UUID:
-    """A run that takes about a second for each layer, one at a time."""
+    """A run that merges one layer at a time."""
     models = out.parent
     return start_run(
         deployment,
