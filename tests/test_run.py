@@ -215,6 +215,9 @@ def test_an_error_in_one_layer_stops_no_later_run(tmp_path):
     assert "qwen3 holds NaN or infinity in model.layers.3.self_attn.q_proj.weight, at element 10." in str(caught.value)
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.rglob("*.tmp"))
+    weights["model.layers.3.self_attn.q_proj.weight"][1, 2] = 0.0
+    save_file(weights, path, {"format": "pt"})
+    assert run(tmp_path).report is not None
 
 
 def test_a_source_replaced_between_plan_and_merge_is_refused(tmp_path):

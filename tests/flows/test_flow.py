@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from prefect.exceptions import CancelledRun
 
+from flows.reporting import RunWatch, watch_run
 from tests.flows.history import LastRun, last_run
 from tests.flows.tiny import LAYERS, Bench, digest
 from xmerge import engine
@@ -242,6 +243,35 @@ def test_what_an_error_or_a_stop_has_ended_is_cancelled(bench: Bench, monkeypatc
     assert failed.layer_states["Interrupted"] >= 1
     assert (stopped.run.state_name, stopped.layer_states["Failed"]) == ("Interrupted", 0)
     assert stopped.layer_states["Interrupted"] >= 2
+
+
+def test_an_error_is_told_before_the_other_layers_have_ended(bench: Bench, monkeypatch):
+    """Nobody waits for a layer, or a download, that does not hear that it is to end; but the folders stay for it."""
+    watch, numbers, both_begun = RunWatch(), itertools.count(), threading.Event()
+    told, kept = list[BaseException | None](), list[bool]()
+
+    def fail_or_be_deaf(plan: Any, index: int, folders: Any, store: Any, device: str) -> None:
+        if next(numbers):
+            both_begun.set()
+            deadline = time.monotonic() + 20
+            while watch.failure is None and time.monotonic() < deadline:
+                time.sleep(0.01)
+            told.append(watch.failure)
+            time.sleep(1)
+            kept.append(store.path.is_dir())
+            check_stop()
+        both_begun.wait(60)
+        raise CheckpointError("a shard is damaged.")
+
+    monkeypatch.setattr(engine, "merge_layer", fail_or_be_deaf)
+    watch_run(watch)
+    try:
+        with pytest.raises(CheckpointError) as raised:
+            bench.merge(workers=2)
+    finally:
+        watch_run(RunWatch())
+    assert told[0] is raised.value
+    assert kept and all(kept)
 
 
 def test_a_stop_leaves_no_record(bench: Bench, monkeypatch):

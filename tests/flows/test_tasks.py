@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import html
 import re
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prefect.client.schemas.objects import StateType
 
 from tasks.download import download_model
 from tasks.map import map_slices
@@ -18,8 +20,10 @@ from tasks.publish import publish_merge
 from tasks.recipes import parse_recipe, read_recipe
 from tasks.resolve import resolve_architecture
 from tasks.retrying import may_pass
+from tasks.stopping import cancelled_when_stopped
 from tasks.validate import validate_merge
 from xmerge.errors import CheckpointError, ConfigError, HubError, HubUnavailableError, InvalidMergeError, StorageError
+from xmerge.interrupt import request_stop, stoppable
 
 ALL = (resolve_architecture, map_slices, download_model, merge_layer, validate_merge, publish_merge)
 
@@ -32,6 +36,15 @@ def test_only_layers_are_stored():
 def test_validation_and_planning_are_never_repeated():
     """What gives the same answer a second time is asked once."""
     assert [task.name for task in ALL if not task.retries] == ["map_slices", "validate_merge"]
+
+
+def test_a_stopped_run_begins_no_task():
+    """A task that was waiting for its next try when its run was stopped is Cancelled, and does nothing."""
+    done = list[str]()
+    with stoppable():
+        request_stop()
+        state: Any = cancelled_when_stopped(done.append)("uploaded")
+    assert (state.type, state.name, done) == (StateType.CANCELLED, "Interrupted", [])
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT])
